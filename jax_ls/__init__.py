@@ -1,0 +1,31 @@
+"""Label smoothing for JAX: targets, losses and reductions as pure functions."""
+
+from jax_ls.losses import (
+    cross_entropy,
+    kl_divergence,
+    sigmoid_cross_entropy,
+    smoothed_cross_entropy,
+    with_label_smoothing,
+)
+from jax_ls.reductions import mean, reduce
+from jax_ls.smoothing import smooth, smooth_binary_labels, smooth_labels
+from jax_ls.targets import Dense, OneHot, Rows, Sparse, Target, Uniform
+
+__all__ = [
+    "Dense",
+    "OneHot",
+    "Rows",
+    "Sparse",
+    "Target",
+    "Uniform",
+    "cross_entropy",
+    "kl_divergence",
+    "mean",
+    "reduce",
+    "sigmoid_cross_entropy",
+    "smooth",
+    "smooth_binary_labels",
+    "smooth_labels",
+    "smoothed_cross_entropy",
+    "with_label_smoothing",
+]

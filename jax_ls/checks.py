@@ -1,0 +1,160 @@
+"""What bad input gets: static mistakes raise at once, with the argument's name, what was expected and what came.
+
+Shapes, ranks and dtypes go through chex; options, which chex has no word for, raise `ValueError` or `TypeError`.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+def describe(x: Any) -> str:
+    """`float32 (8, 3)` for arrays, the value itself for anything else."""
+    if isinstance(x, jax.Array | np.ndarray):
+        return f"{x.dtype} {tuple(x.shape)}"
+    return repr(x)
+
+
+def assert_kind(name: str, x: jax.Array, kind: type, expected: str) -> None:
+    """`x` is of the dtype kind `int`, `float` or `bool`."""
+    chex.assert_type(x, kind, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+
+
+def assert_shape(name: str, x: jax.Array, shapes: Sequence[Shape], expected: str) -> None:
+    """`x` has one of `shapes`."""
+    message = f"{name}: expected {expected}, got {describe(x)}"
+    for shape in shapes:
+        if x.shape == shape:
+            return
+    chex.assert_shape(x, shapes[-1], custom_message=message)
+
+
+def assert_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
+    """`x` has `rank` axes."""
+    chex.assert_rank(x, rank, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+
+
+def assert_min_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
+    """`x` has at least `rank` axes."""
+    chex.assert_rank(x, {max(x.ndim, rank)}, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+
+
+def assert_batch(name: str, x: jax.Array, values: jax.Array | None) -> None:
+    """`x` has the batch axes (*batch,) of values (*batch, K)."""
+    if values is not None:
+        batch = values.shape[:-1]
+        assert_shape(name, x, [batch], f"batch axes {batch}, as the values {describe(values)} have")
+
+
+def assert_num_classes(name: str, x: jax.Array, num_classes: int | None) -> None:
+    """The last axis of `x` is as long as there are classes."""
+    if num_classes is not None:
+        message = f"{name}: expected {num_classes} classes, got {describe(x)}"
+        chex.assert_axis_dimension(x, -1, num_classes, custom_message=message)
+
+
+def assert_class_values(name: str, x: jax.Array, values: jax.Array | None) -> None:
+    """`x` is (K,), or (*batch, K), for values (*batch, K)."""
+    if values is not None:
+        shapes = [values.shape[-1:], values.shape]
+        assert_shape(name, x, shapes, f"{shapes[0]} or {shapes[1]}, as the values {describe(values)} have")
+
+
+def check_option(name: str, value: Any, options: Collection[str]) -> None:
+    """`value` is one of the words `options`."""
+    if not isinstance(value, str) or value not in options:
+        words = " | ".join(f'"{option}"' for option in options)
+        raise ValueError(f"{name}: expected {words}, got {value!r}")
+
+
+def check_axis(name: str, axis: Any, ndim: int) -> int:
+    """`axis` as a number in [0, ndim)."""
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        raise TypeError(f"{name}: expected an integer, got {axis!r}")
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name}: expected one of {ndim} axes, -{ndim} to {ndim - 1}, got {axis}")
+    return int(axis) % ndim
+
+
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """float32, or `dtype` itself where that is wider: what sums over classes accumulate in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def as_weight(name: str, x: object) -> jax.Array:
+    """A real number or array of them, at least float32: 1 − ε has no digits to lose."""
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number or an array of numbers, got {x!r}") from error
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(wide(x.dtype))
+    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
+        return x.astype(jnp.float32)
+    raise TypeError(f"{name}: expected real numbers, got {describe(x)}")
+
+
+def check_size(name: str, size: object) -> int:
+    """`size` as a positive static number."""
+    if isinstance(size, bool) or not isinstance(size, int | np.integer):
+        raise TypeError(f"{name}: expected a positive integer, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {size}")
+    return int(size)
+
+
+def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+    """Integers, wide enough to be compared with any number of classes."""
+    labels = jnp.asarray(x)
+    assert_kind(name, labels, int, "integers (*batch,)")
+    return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
+
+
+def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+    """A boolean array with a class axis."""
+    where = jnp.asarray(x)
+    assert_kind(name, where, bool, "booleans (K,) or (*batch, K)")
+    assert_min_rank(name, where, 1, "booleans (K,) or (*batch, K)")
+    return where
+
+
+def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+    """Real numbers with a class axis, at least float32."""
+    values = jnp.asarray(x)
+    assert_kind(name, values, float, "real numbers (K,) or (*batch, K)")
+    assert_min_rank(name, values, 1, "real numbers (K,) or (*batch, K)")
+    return values.astype(wide(values.dtype))
+
+
+def as_broadcast(name: str, x: object, like: jax.Array) -> jax.Array:
+    """Real numbers in the shape and dtype of `like`."""
+    values = as_weight(name, x)
+    message = f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"
+    chex.assert_is_broadcastable(values.shape, like.shape, custom_message=message)
+    return jnp.broadcast_to(values, like.shape).astype(like.dtype)
+
+
+def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+    """Real numbers with a class axis, in their own dtype."""
+    logits = jnp.asarray(x)
+    assert_kind(name, logits, float, "real numbers (*batch, K)")
+    assert_min_rank(name, logits, 1, "real numbers (*batch, K)")
+    return logits
+
+
+def assert_target(name: str, x: jax.Array, logits: jax.Array) -> None:
+    """`x` is integers (*batch,) or real numbers (*batch, K), for logits (*batch, K)."""
+    integers = f"integers {logits.shape[:-1]}"
+    message = f"{name}: expected {integers} or probabilities {logits.shape}, got {describe(x)}"
+    if x.ndim == logits.ndim:
+        chex.assert_type(x, float, custom_message=message)
+        chex.assert_shape(x, logits.shape, custom_message=message)
+    else:
+        chex.assert_type(x, int, custom_message=message)
+        chex.assert_shape(x, logits.shape[:-1], custom_message=message)

@@ -1,0 +1,285 @@
+"""(logits, q) -> the loss of each example. All cross-entropies are one: see `jax_ls.entropy`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_ls import checks
+from jax_ls.algebra import Target
+from jax_ls.class_axis import AxisName, multiply
+from jax_ls.entropy import fused_cross_entropy
+from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth_labels
+from jax_ls.targets import as_target
+
+
+def _checked(
+    logits: jax.typing.ArrayLike,
+    target: Target | jax.typing.ArrayLike,
+    where: jax.typing.ArrayLike | None,
+    class_where: jax.typing.ArrayLike | None,
+    class_weights: jax.typing.ArrayLike | None,
+    z_loss: jax.typing.ArrayLike,
+    axis: int,
+    axis_name: AxisName | None,
+    *,
+    relative: bool = False,
+) -> jax.Array:
+    """The one coercion: arguments checked by name, classes moved last."""
+    z = checks.as_logits("logits", logits)
+    axis = checks.check_axis("axis", axis, z.ndim)
+    if not isinstance(target, Target):
+        target = jnp.asarray(target)
+        if target.ndim == z.ndim:
+            target = jnp.moveaxis(target, axis, -1)
+        checks.assert_target("target", target, jnp.moveaxis(z, axis, -1))
+    z = jnp.moveaxis(z, axis, -1)
+    if where is not None:
+        where = jnp.asarray(where)
+        checks.assert_kind("where", where, bool, f"booleans {z.shape[:-1]}")
+        checks.assert_batch("where", where, z)
+    if class_where is not None:
+        class_where = checks.as_class_where("class_where", class_where)
+        class_where = jnp.moveaxis(class_where, axis, -1) if class_where.ndim == z.ndim else class_where
+        checks.assert_class_values("class_where", class_where, z)
+    if class_weights is not None:
+        class_weights = checks.as_class_values("class_weights", class_weights)
+        checks.assert_shape("class_weights", class_weights, [z.shape[-1:]], f"{z.shape[-1:]}, one weight a class")
+    penalty = None if isinstance(z_loss, int | float) and z_loss == 0 else checks.as_weight("z_loss", z_loss)
+    return fused_cross_entropy(z, as_target(target), where, class_where, class_weights, penalty, axis_name, relative)
+
+
+def cross_entropy(
+    logits: jax.typing.ArrayLike,
+    target: Target | jax.typing.ArrayLike,
+    *,
+    where: jax.typing.ArrayLike | None = None,
+    class_where: jax.typing.ArrayLike | None = None,
+    class_weights: jax.typing.ArrayLike | None = None,
+    z_loss: jax.typing.ArrayLike = 0.0,
+    axis: int = -1,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Cross-entropy of any target, without writing it out: M · lse(z) − ⟨q, z⟩ with M = Σ_k q_k.
+
+    Args:
+      logits: z, real numbers with K classes on `axis`; sums over K accumulate in float32 or wider.
+      target: q, a `Target`, probabilities in the shape of the logits, or integers (*batch,).
+      where: boolean (*batch,), the examples that count; elsewhere loss and gradient are exactly 0.
+      class_where: boolean (K,) or the logits' shape, the classes that exist; no others touch the loss.
+      class_weights: (K,), multiplies q_k; a mean over Σ w_y is `mean(losses, denominator=w[y].sum())`.
+      z_loss: weight of lse(z)², which keeps the logits near 0.
+      axis: the class axis of the logits, and of arrays in their shape.
+      axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global, arrays over
+        classes come as the local slice.
+
+    Returns:
+      Losses (*batch,) in float32 or wider; NaN for a label that names no class.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      TypeError, ValueError: `axis` is none of the logits' axes.
+
+    Example:
+      >>> q = 0.9 * OneHot(jnp.array([2])) + 0.1 * OneHot(jnp.array([0]))
+      >>> cross_entropy(jnp.array([[0.0, 0.0, 0.0, 0.0]]), q).round(4).tolist()
+      [1.3862999677658081]
+
+    References:
+      Szegedy et al., Rethinking the Inception Architecture, 2016; z-loss: Chowdhery et al., PaLM, 2022.
+    """
+    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, axis_name)
+
+
+def kl_divergence(
+    logits: jax.typing.ArrayLike,
+    target: Target | jax.typing.ArrayLike,
+    *,
+    where: jax.typing.ArrayLike | None = None,
+    class_where: jax.typing.ArrayLike | None = None,
+    class_weights: jax.typing.ArrayLike | None = None,
+    z_loss: jax.typing.ArrayLike = 0.0,
+    axis: int = -1,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Cross-entropy less the entropy of the target, CE(z, q) − H(q): a perfect model reads 0.
+
+    The gradient in the logits is that of `cross_entropy`. T5X and the Annotated Transformer report this number.
+
+    Args:
+      logits, target, where, class_where, class_weights, z_loss, axis, axis_name: as in `cross_entropy`.
+
+    Returns:
+      Losses (*batch,) in float32 or wider; NaN where q has negative entries, which have no entropy.
+
+    Raises:
+      AssertionError, TypeError, ValueError: as `cross_entropy`.
+
+    Example:
+      >>> q = smooth(jnp.array([1]), 0.1)
+      >>> abs(kl_divergence(jnp.log(q.probs(3)), q)).max() < 1e-6
+      Array(True, dtype=bool)
+
+    References:
+      Raffel et al., T5, 2020; Rush, The Annotated Transformer, 2018.
+    """
+    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, axis_name, relative=True)
+
+
+def smoothed_cross_entropy(
+    logits: jax.typing.ArrayLike,
+    labels: jax.typing.ArrayLike,
+    smoothing: jax.typing.ArrayLike = 0.1,
+    *,
+    prior: Prior | None = None,
+    spread: Spread = "all",
+    class_where: jax.typing.ArrayLike | None = None,
+    where: jax.typing.ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_weights: jax.typing.ArrayLike | None = None,
+    z_loss: jax.typing.ArrayLike = 0.0,
+    axis: int = -1,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Cross-entropy with label smoothing: `cross_entropy(logits, smooth(labels, smoothing))`.
+
+    lse(z) − (1 − ε) z_y − ε ⟨u, z⟩, for a uniform u without any array of K numbers but the logits.
+
+    Args:
+      logits: z, real numbers with K classes on `axis`.
+      labels: integers (*batch,), or probabilities in the shape of the logits.
+      smoothing: ε, () or (*batch,); any sign, may be traced.
+      prior, spread: where ε goes, as in `smooth`; a prior comes with its classes last.
+      ignore_index: a label whose examples do not count, as if `where` left them out.
+      class_where, where, class_weights, z_loss, axis, axis_name: as in `cross_entropy`.
+
+    Returns:
+      Losses (*batch,) in float32 or wider; NaN for a label that names no class.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      TypeError, ValueError: `axis`, `spread`, or `ignore_index` with dense labels.
+
+    Example:
+      >>> logits = jnp.array([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 1.5]])
+      >>> smoothed_cross_entropy(logits, jnp.array([0, 3]), 0.1).round(4).tolist()
+      [0.6326999664306641, 1.8340998888015747]
+
+    References:
+      Szegedy et al., Rethinking the Inception Architecture, 2016; Müller et al., When Does Label Smoothing
+      Help?, 2019.
+    """
+    z = checks.as_logits("logits", logits)
+    axis = checks.check_axis("axis", axis, z.ndim)
+    z = jnp.moveaxis(z, axis, -1)
+    y = jnp.asarray(labels)
+    y = jnp.moveaxis(y, axis, -1) if y.ndim == z.ndim else y
+    checks.assert_target("labels", y, z)
+    if ignore_index is not None:
+        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
+        kept = y != ignore_index
+        where = kept if where is None else kept & where
+    if prior is not None and not isinstance(prior, Target):
+        prior = checks.as_class_values("prior", prior)
+        checks.assert_class_values("prior", prior, z)
+    if class_where is not None and jnp.ndim(class_where) == z.ndim:
+        class_where = jnp.moveaxis(jnp.asarray(class_where), axis, -1)
+    # A uniform prior takes its classes from the loss.
+    target = smooth(y, smoothing, prior=prior, spread=spread, class_where=None if prior is None else class_where)
+    return _checked(z, target, where, class_where, class_weights, z_loss, -1, axis_name)
+
+
+def sigmoid_cross_entropy(
+    logits: jax.typing.ArrayLike,
+    labels: jax.typing.ArrayLike,
+    smoothing: jax.typing.ArrayLike = 0.0,
+    *,
+    prior: jax.typing.ArrayLike = 0.5,
+) -> jax.Array:
+    """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
+
+    Args:
+      logits: z, real numbers of any shape.
+      labels: y, in the shape of the logits; 0 and 1, or probabilities.
+      smoothing: ε, broadcastable to the labels.
+      prior: what a label is drawn to, broadcastable to the labels; see `smooth_binary_labels`.
+
+    Returns:
+      Losses in the shape of the logits, in float32 or wider.
+
+    Raises:
+      AssertionError: dtypes or shapes that do not fit, by name.
+      TypeError: labels, smoothing or prior that are no real numbers.
+
+    Example:
+      >>> losses = sigmoid_cross_entropy(jnp.array([10.0, -10.0, -10.0]), jnp.array([1, 0, 1]), 0.1)
+      >>> losses.mean().round(3).tolist()
+      3.5
+
+    References:
+      Szegedy et al., Rethinking the Inception Architecture, 2016.
+    """
+    z = jnp.asarray(logits)
+    checks.assert_kind("logits", z, float, "real numbers")
+    z = z.astype(checks.wide(z.dtype))
+    y = jnp.asarray(labels)
+    checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
+    q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
+    return multiply(q, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+
+
+def with_label_smoothing(
+    loss: Callable[..., jax.Array],
+    smoothing: float | jax.Array | optax.Schedule,
+    *,
+    binary: bool = False,
+    **smooth_options: Any,
+) -> Callable[..., jax.Array]:
+    """Any optax-style `loss(logits, dense_labels, ...)`, smoothed: it then takes integer or dense labels.
+
+    Labels are written out, as the wrapped loss needs them; `smoothed_cross_entropy` does without.
+
+    Args:
+      loss: a function of logits and dense labels, `optax.softmax_cross_entropy` for one.
+      smoothing: ε, () or (*batch,), or an optax schedule of it.
+      binary: labels are independent zeros and ones in the shape of the logits, smoothed towards `prior` = 0.5.
+      **smooth_options: of `smooth_labels`, or `prior` of `smooth_binary_labels`.
+
+    Returns:
+      `smoothed(logits, labels, *args, step=None, **kwargs)`; `step` is for a schedule, an `axis` keyword names the
+      class axis for both, all else goes to `loss`.
+
+    Raises:
+      TypeError: a schedule called without `step`, or an option that smoothing does not have.
+
+    Example:
+      >>> loss = with_label_smoothing(optax.softmax_cross_entropy, optax.linear_schedule(0.1, 0.0, 100))
+      >>> loss(jnp.zeros((1, 4)), jnp.array([2]), step=50).round(4).tolist()
+      [1.3862999677658081]
+
+    References:
+      Szegedy et al., Rethinking the Inception Architecture, 2016.
+    """
+
+    @functools.wraps(loss)
+    def smoothed(
+        logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, *args: Any, step: Any = None, **kwargs: Any
+    ) -> jax.Array:
+        logits = jnp.asarray(logits)
+        epsilon: Any = smoothing
+        if callable(smoothing):
+            if step is None:
+                raise TypeError("step: expected the training step that the smoothing schedule is read at, got None")
+            epsilon = smoothing(step)
+        if binary:
+            dense = smooth_binary_labels(jnp.asarray(labels).astype(logits.dtype), epsilon, **smooth_options)
+        else:
+            axis = kwargs.get("axis", -1)
+            size = logits.shape[checks.check_axis("axis", axis, logits.ndim)]
+            dense = smooth_labels(labels, epsilon, num_classes=size, axis=axis, **smooth_options)
+        return loss(logits, dense.astype(logits.dtype), *args, **kwargs)
+
+    return smoothed

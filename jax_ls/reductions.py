@@ -1,0 +1,98 @@
+"""The loss of each example -> one number, over devices and accumulation steps too."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jax_ls import checks
+from jax_ls.class_axis import AxisName, multiply
+
+Reduction = Literal["none", "sum", "mean", "sum_by_nonzero_weights"]
+
+
+def mean(
+    losses: jax.typing.ArrayLike,
+    weights: jax.typing.ArrayLike | None = None,
+    *,
+    denominator: jax.typing.ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Weighted mean, Σ w · loss / Σ w; 0 where no weight is left.
+
+    Weights divide as they multiply: an example of weight 0 is as good as absent, and one that is NaN with weight 0
+    is 0. To accumulate over k micro-batches, give each the `denominator` of the whole batch, Σ w over all of them:
+    the sum of the k results, and of their gradients, is then exactly the mean of the whole batch.
+
+    Args:
+      losses: any shape.
+      weights: broadcastable to the losses: a mask, or the weight of each example; 1 if None.
+      denominator: what to divide by instead of Σ w: () and positive.
+      axis_name: mesh axes to sum over, inside `jax.shard_map`: the mean is then that of all devices.
+
+    Returns:
+      A number.
+
+    Raises:
+      AssertionError: weights that do not broadcast to the losses.
+
+    Example:
+      >>> mean(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([3, 1, 0])).tolist()
+      2.0
+      >>> batch = jnp.array([1.0, 2.0, 6.0])
+      >>> (mean(batch[:1], denominator=3) + mean(batch[1:], denominator=3)).tolist()
+      3.0
+    """
+    return reduce(losses, "mean", weights=weights, denominator=denominator, axis_name=axis_name)
+
+
+def reduce(
+    losses: jax.typing.ArrayLike,
+    reduction: Reduction,
+    *,
+    weights: jax.typing.ArrayLike | None = None,
+    denominator: jax.typing.ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Losses as one number, or weighted one by one.
+
+    "none": w · loss. "sum": Σ w · loss. "mean": Σ w · loss / Σ w. "sum_by_nonzero_weights": Σ w · loss over the
+    number of weights that are not 0, the default of `tf.losses`. A mean over nothing is 0.
+
+    Args:
+      losses: any shape.
+      reduction: one of the four words.
+      weights, denominator, axis_name: as in `mean`; a denominator goes with "mean" alone.
+
+    Returns:
+      A number; with "none", an array in the shape of the losses.
+
+    Raises:
+      AssertionError: weights that do not broadcast to the losses.
+      ValueError: an unknown `reduction`, or a denominator where none divides.
+
+    Example:
+      >>> reduce(jnp.array([1.0, 2.0, 3.0]), "sum_by_nonzero_weights", weights=jnp.array([2.0, 2.0, 0.0])).tolist()
+      3.0
+    """
+    checks.check_option("reduction", reduction, ("none", "sum", "mean", "sum_by_nonzero_weights"))
+    if denominator is not None and reduction != "mean":
+        raise ValueError(f'denominator: expected None with reduction "{reduction}", got {denominator!r}')
+    loss = checks.as_weight("losses", losses)
+    w = jnp.ones_like(loss) if weights is None else checks.as_broadcast("weights", weights, loss)
+    weighted = multiply(w, loss)
+    if reduction == "none":
+        return weighted
+    total = _sum(weighted, axis_name)
+    if reduction == "sum":
+        return total
+    if denominator is not None:
+        count = checks.as_broadcast("denominator", denominator, total)
+    else:
+        count = _sum(w if reduction == "mean" else (w != 0).astype(w.dtype), axis_name)
+    return total / jnp.where(count == 0, 1, count)
+
+
+def _sum(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    total = jnp.sum(x)
+    return total if axis_name is None else jax.lax.psum(total, axis_name)

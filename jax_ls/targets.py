@@ -1,0 +1,207 @@
+"""q: the kinds of target distribution. Sums and weights of them are targets too; see `jax_ls.algebra`."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jax_ls import checks
+from jax_ls.algebra import Target, pytree
+from jax_ls.class_axis import ClassAxis, align, look_up, multiply
+
+__all__ = ["Dense", "OneHot", "Rows", "Sparse", "Target", "Uniform", "as_target"]
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class OneHot(Target):
+    """All mass on the label: q = δ_y. A label outside [0, K) makes NaN, in the loss and in its gradient.
+
+    Args:
+      labels: integers (*batch,).
+
+    Raises:
+      AssertionError: labels are not integers.
+
+    Example:
+      >>> OneHot(jnp.array([1, 0])).probs(3).tolist()
+      [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+
+    labels: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", checks.as_labels("labels", self.labels))
+
+    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        checks.assert_batch("labels", self.labels, values)
+        return axis.pick(values, self.labels[..., None])[..., 0]
+
+    def probs_on(self, axis: ClassAxis) -> jax.Array:
+        labels = self.labels[..., None]
+        hit = axis.columns(labels)[..., 0, :]
+        return jnp.where(axis.contains(labels), hit.astype(jnp.float32), jnp.nan)
+
+    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
+        return (self.labels == labels).astype(jnp.float32)
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Uniform(Target):
+    """The same mass on every class: u = 1/K, or uniform over the classes that `where` keeps.
+
+    Args:
+      where: boolean (K,) or (*batch, K), the classes that share the mass; None for all that the loss knows.
+
+    Raises:
+      AssertionError: `where` is not boolean or has no class axis.
+
+    Example:
+      >>> Uniform(jnp.array([True, True, False, False])).probs(4).tolist()
+      [0.5, 0.5, 0.0, 0.0]
+    """
+
+    where: jax.Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            object.__setattr__(self, "where", checks.as_class_where("where", self.where))
+
+    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        return self._kept(axis).mean(values)
+
+    def probs_on(self, axis: ClassAxis) -> jax.Array:
+        return self._kept(axis).uniform()
+
+    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
+        return axis.take(self._kept(axis).uniform(), labels[..., None])[..., 0]
+
+    def _kept(self, axis: ClassAxis) -> ClassAxis:
+        return axis if self.where is None else axis.restricted(self.where)
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Dense(Target):
+    """A distribution that is written out; one (K,) is shared by all examples.
+
+    Args:
+      probabilities: real numbers (K,) or (*batch, K). They need not sum to 1: a loss counts their mass.
+
+    Raises:
+      AssertionError: `probabilities` are not real numbers or have no class axis.
+
+    Example:
+      >>> Dense(jnp.array([0.25, 0.75])).dot(jnp.array([[4.0, 0.0], [0.0, 4.0]])).tolist()
+      [1.0, 3.0]
+    """
+
+    probabilities: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probabilities", checks.as_class_values("probabilities", self.probabilities))
+
+    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        checks.assert_class_values("probabilities", self.probabilities, values)
+        return axis.dot(self.probabilities, values)
+
+    def probs_on(self, axis: ClassAxis) -> jax.Array:
+        checks.assert_num_classes("probabilities", self.probabilities, axis.size)
+        if axis.where is None:
+            return self.probabilities
+        ndim = max(self.probabilities.ndim, axis.where.ndim)
+        return jnp.where(align(axis.where, ndim), align(self.probabilities, ndim), 0)
+
+    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
+        return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Rows(Target):
+    """Row y of a table: q depends on the label. Class similarity, hierarchies, ordinal classes, online smoothing.
+
+    Args:
+      table: real numbers (K, K); row y is the target of label y.
+      labels: integers (*batch,).
+
+    Raises:
+      AssertionError: `table` is not a matrix of real numbers, or labels are not integers.
+
+    Example:
+      >>> Rows(jnp.array([[0.75, 0.25], [0.5, 0.5]]), jnp.array([1, 0])).probs(2).tolist()
+      [[0.5, 0.5], [0.75, 0.25]]
+    """
+
+    table: jax.Array
+    labels: jax.Array
+
+    def __post_init__(self) -> None:
+        table = checks.as_class_values("table", self.table)
+        checks.assert_rank("table", table, 2, "a matrix (K, K)")
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "labels", checks.as_labels("labels", self.labels))
+
+    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        checks.assert_batch("labels", self.labels, values)
+        return axis.dot(self.probs_on(axis), values)
+
+    def probs_on(self, axis: ClassAxis) -> jax.Array:
+        known = ClassAxis(self.table.shape[0], rows=axis.rows).contains(self.labels[..., None])
+        dense = Dense(look_up(self.table, self.labels)).probs_on(axis)
+        return jnp.where(known, dense, jnp.nan)
+
+    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
+        return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Sparse(Target):
+    """A few classes for each example: q = Σ_s w_s δ_{i_s}. Mixup, two-hot values, neighbouring labels.
+
+    An index outside [0, K) makes NaN, unless its weight is 0.
+
+    Args:
+      indices: integers (*batch, S).
+      weights: real numbers (*batch, S).
+
+    Raises:
+      AssertionError: dtypes, or shapes that differ.
+
+    Example:
+      >>> Sparse(jnp.array([[0, 2]]), jnp.array([[0.75, 0.25]])).probs(3).tolist()
+      [[0.75, 0.0, 0.25]]
+    """
+
+    indices: jax.Array
+    weights: jax.Array
+
+    def __post_init__(self) -> None:
+        indices = checks.as_labels("indices", self.indices)
+        weights = checks.as_class_values("weights", self.weights)
+        checks.assert_shape("weights", weights, [indices.shape], f"the shape of indices, {indices.shape}")
+        object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "weights", weights)
+
+    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        checks.assert_batch("indices", self.indices[..., 0], values)
+        picked = axis.pick(values, self.indices)
+        return jnp.sum(multiply(self.weights.astype(picked.dtype), picked), axis=-1)
+
+    def probs_on(self, axis: ClassAxis) -> jax.Array:
+        known = jnp.all(axis.contains(self.indices) | (self.weights == 0), axis=-1, keepdims=True)
+        probs = jnp.sum(jnp.where(axis.columns(self.indices), self.weights[..., None], 0), axis=-2)
+        return jnp.where(known, probs, jnp.nan)
+
+    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
+        return jnp.sum(jnp.where(self.indices == labels[..., None], self.weights, 0), axis=-1)
+
+
+def as_target(x: Target | jax.typing.ArrayLike) -> Target:
+    """Targets as they are, integers as `OneHot`, real numbers as `Dense`."""
+    if isinstance(x, Target):
+        return x
+    array = jnp.asarray(x)
+    return OneHot(array) if jnp.issubdtype(array.dtype, jnp.integer) else Dense(array)
