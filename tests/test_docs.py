@@ -1,0 +1,35 @@
+"""Every python block of README and docs runs, in order, one namespace a file."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))] if "```python" in path.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page):
+    text = page.read_text()
+    namespace = {}
+    # Users do not run under this suite's strict settings.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            line = text[: block.start()].count("\n") + 1
+            exec(compile("\n" * line + block.group(1), str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "command", ['pip install -e ".[examples]" && python examples/mnist.py', 'pip install -e ".[test]" && pytest']
+)
+def test_readme_commands_stand_alone(command):
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text()
