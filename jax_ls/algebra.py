@@ -127,7 +127,7 @@ class Scaled(Target):
     def probs_on(self, axis: ClassAxis) -> jax.Array:
         inner = self.target.probs_on(axis)
         ndim = max(inner.ndim, self.weight.ndim + 1)
-        return self.weight[..., None].astype(inner.dtype) * align(inner, ndim)
+        return align(self.weight[..., None], ndim).astype(inner.dtype) * align(inner, ndim)
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
         return self.weight * self.target.at(labels, axis)

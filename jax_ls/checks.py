@@ -116,6 +116,14 @@ def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
 
 
+def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
+    """Booleans of `shape`."""
+    where = jnp.asarray(x)
+    assert_kind(name, where, bool, f"booleans {shape}")
+    assert_shape(name, where, [shape], f"booleans {shape}")
+    return where
+
+
 def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     """A boolean array with a class axis."""
     where = jnp.asarray(x)

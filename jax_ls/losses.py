@@ -38,9 +38,7 @@ def _checked(
         checks.assert_target("target", target, jnp.moveaxis(z, axis, -1))
     z = jnp.moveaxis(z, axis, -1)
     if where is not None:
-        where = jnp.asarray(where)
-        checks.assert_kind("where", where, bool, f"booleans {z.shape[:-1]}")
-        checks.assert_batch("where", where, z)
+        where = checks.as_where("where", where, z.shape[:-1])
     if class_where is not None:
         class_where = checks.as_class_where("class_where", class_where)
         class_where = jnp.moveaxis(class_where, axis, -1) if class_where.ndim == z.ndim else class_where
@@ -181,7 +179,7 @@ def smoothed_cross_entropy(
     if ignore_index is not None:
         checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
         kept = y != ignore_index
-        where = kept if where is None else kept & where
+        where = kept if where is None else kept & checks.as_where("where", where, y.shape)
     if prior is not None and not isinstance(prior, Target):
         prior = checks.as_class_values("prior", prior)
         checks.assert_class_values("prior", prior, z)
@@ -198,6 +196,7 @@ def sigmoid_cross_entropy(
     smoothing: jax.typing.ArrayLike = 0.0,
     *,
     prior: jax.typing.ArrayLike = 0.5,
+    where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
 
@@ -206,6 +205,7 @@ def sigmoid_cross_entropy(
       labels: y, in the shape of the logits; 0 and 1, or probabilities.
       smoothing: ε, broadcastable to the labels.
       prior: what a label is drawn to, broadcastable to the labels; see `smooth_binary_labels`.
+      where: booleans in the shape of the logits, the elements that count; elsewhere loss and gradient are 0.
 
     Returns:
       Losses in the shape of the logits, in float32 or wider.
@@ -227,8 +227,12 @@ def sigmoid_cross_entropy(
     z = z.astype(checks.wide(z.dtype))
     y = jnp.asarray(labels)
     checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
+    if where is not None:
+        where = checks.as_where("where", where, z.shape)
+        z = jnp.where(where, z, 0)
     q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
-    return multiply(q, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+    losses = multiply(q, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+    return losses if where is None else jnp.where(where, losses, 0)
 
 
 def with_label_smoothing(

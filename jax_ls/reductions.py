@@ -20,9 +20,9 @@ def mean(
 ) -> jax.Array:
     """Weighted mean, Σ w · loss / Σ w; 0 where no weight is left.
 
-    Weights divide as they multiply: an example of weight 0 is as good as absent, and one that is NaN with weight 0
-    is 0. To accumulate over k micro-batches, give each the `denominator` of the whole batch, Σ w over all of them:
-    the sum of the k results, and of their gradients, is then exactly the mean of the whole batch.
+    Weights divide as they multiply: an example of weight 0 counts nowhere, be it NaN (for its gradient to be 0 too,
+    tell the loss by `where`). To accumulate over k micro-batches, give each the `denominator` of the whole batch, Σ w
+    over all of them: the k results, and their gradients, then add up to those of the whole batch.
 
     Args:
       losses: any shape.

@@ -75,7 +75,7 @@ def smooth_labels(
     Args:
       labels: integers (*batch,), or probabilities with their classes on `axis`.
       smoothing: ε, () or (*batch,).
-      num_classes: K; needed for integer labels.
+      num_classes: K; needed for integer labels, and for one example's probabilities (K,).
       prior, spread, class_where: as in `smooth`, with classes last.
       axis: where the classes are in the result, and in dense labels.
 
@@ -99,6 +99,10 @@ def smooth_labels(
     axis = checks.check_axis("axis", axis, hard_ndim)
     if hard_ndim == labels.ndim:
         labels = jnp.moveaxis(labels, axis, -1)
+        if num_classes is None:
+            # Real numbers (N,) are likelier N labels of the wrong dtype than one example's probabilities.
+            expected = "integers (*batch,), or probabilities (*batch, K), or (K,) with num_classes"
+            checks.assert_min_rank("labels", labels, 2, expected)
         checks.assert_num_classes("labels", labels, num_classes)
         num_classes, dtype = labels.shape[-1], labels.dtype
     else:
