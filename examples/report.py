@@ -1,0 +1,147 @@
+"""What smoothing did: scores on held-out examples, a table of them, a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import fminbound
+from scipy.special import log_softmax, softmax
+
+BINS = 15
+
+# The accuracy of a bin with fewer images is noise: it counts in the error, but draws a wild line.
+FEW = 10
+COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "confidence": "confidence", "ece": "ECE", "ece_scaled": "ECE scaled"}
+
+# Okabe and Ito's blue and vermilion, told apart by all common kinds of colour vision.
+COLOURS = ("#0072B2", "#D55E00")
+
+
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The columns of the table."""
+    logits = logits.astype(np.float64)
+    confidence, correct = judge(logits, labels)
+    return {
+        "accuracy": float(correct.mean()),
+        "nll": nll(logits, labels),
+        "confidence": float(confidence.mean()),
+        "ece": calibration_error(confidence, correct),
+        "ece_scaled": calibration_error(*judge(temperature_scaled(logits, labels), labels)),
+    }
+
+
+def judge(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each prediction, and whether it is right."""
+    return softmax(logits, axis=-1).max(axis=-1), logits.argmax(axis=-1) == labels
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-likelihood: the loss without smoothing."""
+    return float(-np.take_along_axis(log_softmax(logits, axis=-1), labels[:, None], axis=-1).mean())
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of the examples, mean confidence and accuracy of each bin (lo, hi] that is not empty."""
+    bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+    counts = np.bincount(bins, minlength=BINS)
+    kept = counts > 0
+    mean_confidence = np.bincount(bins, weights=confidence, minlength=BINS)[kept] / counts[kept]
+    accuracy = np.bincount(bins, weights=correct, minlength=BINS)[kept] / counts[kept]
+    return counts[kept] / len(confidence), mean_confidence, accuracy
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error: Guo et al., "On Calibration of Modern Neural Networks", 2017."""
+    share, mean_confidence, accuracy = reliability(confidence, correct)
+    return float(np.sum(share * np.abs(accuracy - mean_confidence)))
+
+
+def temperature_scaled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Divides the logits of each half by the temperature that suits the other half best."""
+    half = np.arange(len(labels)) % 2 == 0
+    scaled = logits.copy()
+    for fitted, applied in ((half, ~half), (~half, half)):
+        if fitted.any():
+            known, answers = logits[fitted], labels[fitted]
+            log_t = fminbound(lambda x, z=known, y=answers: nll(z * np.exp(-x), y), np.log(0.05), np.log(20))
+            scaled[applied] = logits[applied] * np.exp(-np.asarray(log_t))
+    return scaled
+
+
+def table(rows: dict[str, dict[str, float]], examples: int) -> str:
+    """`rows` maps a title to its scores."""
+    head = f"{examples:,} held-out images"
+    width = max(len(title) for title in (head, *rows))
+    lines = [f"{head:<{width}}" + "".join(f"{name:>12}" for name in COLUMNS.values())]
+    for title, row in rows.items():
+        cells = (f"{row[key]:.4f}" if key == "nll" else f"{row[key]:.2%}" for key in COLUMNS)
+        lines.append(f"{title:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+    lines.append("ECE: expected calibration error, 15 bins; scaled: after temperature scaling fitted on the other half")
+    return "\n".join(lines)
+
+
+def draw(path: Path, targets: np.ndarray, curves: dict[str, Any], answers: dict[str, Any]) -> None:
+    """`curves`: title -> metrics of each epoch; `answers`: title -> `judge` of the last."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(15, 4.7), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, wspace=0.03))
+    FigureCanvasAgg(figure)
+    heat, loss, calibration = figure.subplots(1, 3)
+    draw_targets(figure, heat, targets)
+    draw_losses(loss, curves)
+    draw_reliability(calibration, answers)
+    figure.savefig(path, format="png")
+
+
+def draw_targets(figure: Any, axes: Any, targets: np.ndarray) -> None:
+    """One row for each label."""
+    image = axes.imshow(targets, cmap="cividis", vmin=min(0, targets.min()), vmax=max(1, targets.max()))
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for (row, column), value in np.ndenumerate(targets):
+        colour = "black" if value > middle else "white"
+        text = f"{value:.3f}".rstrip("0").rstrip(".").replace("0.", ".", 1)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=6.5)
+    axes.set(title="Smoothed targets", xlabel="class $k$", ylabel="label $y$")
+    axes.set(xticks=range(targets.shape[1]), yticks=range(targets.shape[0]))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, shrink=0.85, label="target probability $q_k$")
+
+
+def draw_losses(axes: Any, curves: dict[str, Any]) -> None:
+    """The training loss has the smoothed targets' entropy as its floor; the held-out one has 0."""
+    from matplotlib.ticker import MaxNLocator
+
+    for (title, rows), colour in zip(curves.items(), COLOURS, strict=False):
+        epochs = [row["epoch"] for row in rows]
+        axes.plot(epochs, [row["train_loss"] for row in rows], "o-", color=colour, ms=4, label=f"{title}: training")
+        axes.plot(
+            epochs, [row["nll"] for row in rows], "s--", color=colour, ms=4, mfc="white", label=f"{title}: held-out NLL"
+        )
+    axes.set(title="Losses", xlabel="epoch", ylabel="loss (nats per image)", box_aspect=1)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    finish(axes)
+
+
+def draw_reliability(axes: Any, answers: dict[str, Any]) -> None:
+    """Above the diagonal the network is right more often than it says."""
+    axes.plot([0, 1], [0, 1], ":", color="0.4", label="perfectly calibrated")
+    for (title, (confidence, correct)), colour in zip(answers.items(), COLOURS, strict=False):
+        share, mean_confidence, accuracy = reliability(confidence, correct)
+        share, mean_confidence, accuracy = (x[share * len(correct) >= FEW] for x in (share, mean_confidence, accuracy))
+        error = calibration_error(confidence, correct)
+        axes.plot(mean_confidence, accuracy, "o-", color=colour, lw=1, ms=2.5, label=f"{title}: ECE {error:.1%}")
+        axes.scatter(mean_confidence, accuracy, s=400 * share, color=colour, alpha=0.5, linewidths=0, clip_on=False)
+    axes.set(title="Reliability on held-out images", xlabel="confidence", ylabel="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    finish(axes, title=f"circle area: share of the images;\nbins of fewer than {FEW} are not drawn")
+
+
+def finish(axes: Any, **legend: Any) -> None:
+    """What the two charts share."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(edgecolor="none", framealpha=0.85, fontsize=8.5, title_fontsize=8.5, alignment="left", **legend)
