@@ -1,5 +1,6 @@
 """Label smoothing for JAX: targets, losses and reductions as pure functions."""
 
+from jax_ls.linear import chunked_loss, linear_cross_entropy
 from jax_ls.losses import (
     cross_entropy,
     kl_divergence,
@@ -18,8 +19,10 @@ __all__ = [
     "Sparse",
     "Target",
     "Uniform",
+    "chunked_loss",
     "cross_entropy",
     "kl_divergence",
+    "linear_cross_entropy",
     "mean",
     "reduce",
     "sigmoid_cross_entropy",

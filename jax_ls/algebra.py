@@ -4,8 +4,9 @@ A new kind of target defines `contract` and `probs_on` in a few lines over `Clas
 the formulas below then hold for it too.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +17,29 @@ from jax_ls.class_axis import ClassAxis, align, multiply
 T = TypeVar("T")
 
 
-def pytree(cls: type[T]) -> type[T]:
-    """Registers a dataclass with all fields as children; unflattening skips the constructor and its checks."""
-    names = tuple(cls.__annotations__)
+def pytree(**ranks: int) -> Callable[[type[T]], type[T]]:
+    """Registers a dataclass with all fields as children; unflattening skips the constructor and its checks.
 
-    def flatten(node: T) -> tuple[list[tuple[Any, Any]], None]:
-        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
+    `ranks` names the arrays among the fields, and how many axes each has for one example.
+    """
 
-    def unflatten(_: None, children: Any) -> T:
-        node = object.__new__(cls)
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(node, name, child)
-        return node
+    def register(cls: type[T]) -> type[T]:
+        names = tuple(cls.__annotations__)
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
+        def flatten(node: T) -> tuple[list[tuple[Any, Any]], None]:
+            return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
+
+        def unflatten(_: None, children: Any) -> T:
+            node = object.__new__(cls)
+            for name, child in zip(names, children, strict=True):
+                object.__setattr__(node, name, child)
+            return node
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        type.__setattr__(cls, "ranks", ranks)
+        return cls
+
+    return register
 
 
 class Target:
@@ -49,6 +58,7 @@ class Target:
       [5.0, 1.0]
     """
 
+    ranks: ClassVar[Mapping[str, int]] = {}
     __array_ufunc__ = None  # a NumPy scalar on the left hands over to __rmul__
 
     def mass(self, *, axis: ClassAxis | None = None) -> jax.Array:
@@ -68,6 +78,27 @@ class Target:
     def weighted(self, class_weights: jax.typing.ArrayLike) -> "Target":
         """q_k w_k for class weights w, (K,) or (*batch, K)."""
         return Weighted(self, checks.as_class_values("class_weights", class_weights))
+
+    def per_example(self) -> list[bool]:
+        """Of each leaf of the tree, in its order, whether it has one entry an example; the others are shared."""
+        flags = []
+        for name in type(self).__annotations__:
+            field = getattr(self, name)
+            if isinstance(field, Target):
+                flags += field.per_example()
+            elif field is not None:
+                flags.append(jnp.ndim(field) > self.ranks[name])
+        return flags
+
+    def counted(self, where: jax.Array) -> "Target":
+        """The same target with zeros for the examples that do not count, so that no NaN of theirs gets about."""
+        leaves, tree = jax.tree.flatten(self)
+
+        def zeroed(x: jax.Array) -> jax.Array:
+            return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, 0)
+
+        own = zip(leaves, self.per_example(), strict=True)
+        return jax.tree.unflatten(tree, [zeroed(x) if is_own else x for x, is_own in own])
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
         """⟨q, values⟩ over the classes of `axis`; the mass where `values` is None."""
@@ -90,7 +121,7 @@ class Target:
     __rmul__ = __mul__
 
 
-@pytree
+@pytree()
 @dataclass(frozen=True, eq=False)
 class Sum(Target):
     """left + right."""
@@ -99,18 +130,16 @@ class Sum(Target):
     right: Target
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
-        return self.left.contract(values, axis) + self.right.contract(values, axis)
+        return _add(self.left.contract(values, axis), self.right.contract(values, axis))
 
     def probs_on(self, axis: ClassAxis) -> jax.Array:
-        left, right = self.left.probs_on(axis), self.right.probs_on(axis)
-        ndim = max(left.ndim, right.ndim)
-        return align(left, ndim) + align(right, ndim)
+        return _add(self.left.probs_on(axis), self.right.probs_on(axis))
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return self.left.at(labels, axis) + self.right.at(labels, axis)
+        return _add(self.left.at(labels, axis), self.right.at(labels, axis))
 
 
-@pytree
+@pytree(weight=0)
 @dataclass(frozen=True, eq=False)
 class Scaled(Target):
     """weight · target, for a weight () or (*batch,)."""
@@ -133,7 +162,7 @@ class Scaled(Target):
         return self.weight * self.target.at(labels, axis)
 
 
-@pytree
+@pytree(class_weights=1)
 @dataclass(frozen=True, eq=False)
 class Weighted(Target):
     """q_k w_k, for class weights w (K,) or (*batch, K)."""
@@ -153,7 +182,7 @@ class Weighted(Target):
         return self.target.at(labels, axis) * axis.take(self.class_weights, labels[..., None])[..., 0]
 
 
-@pytree
+@pytree(where=1)
 @dataclass(frozen=True, eq=False)
 class Restricted(Target):
     """q given that the class is one that `where` (K,) or (*batch, K) keeps: q_k [k kept] / Σ_kept q."""
@@ -167,11 +196,18 @@ class Restricted(Target):
     def probs_on(self, axis: ClassAxis) -> jax.Array:
         probs = self.target.probs_on(axis)
         ndim = max(probs.ndim, self.where.ndim)
-        return jnp.where(align(self.where, ndim), align(probs, ndim), 0) / self._kept(axis)[..., None]
+        kept = align(self._kept(axis)[..., None], ndim)
+        return jnp.where(align(self.where, ndim), align(probs, ndim), 0) / kept
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        kept = axis.take(self.where.astype(jnp.float32), labels[..., None])[..., 0]
+        kept = axis.take(self.where.astype(jnp.result_type(float)), labels[..., None])[..., 0]
         return kept * self.target.at(labels, axis) / self._kept(axis)
 
     def _kept(self, axis: ClassAxis) -> jax.Array:
         return self.target.contract(None, replace(axis, weights=None).restricted(self.where))
+
+
+def _add(left: jax.Array, right: jax.Array) -> jax.Array:
+    """left + right in the wider of their dtypes, aligned from the right."""
+    ndim, dtype = max(left.ndim, right.ndim), max(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
+    return align(left, ndim).astype(dtype) + align(right, ndim).astype(dtype)

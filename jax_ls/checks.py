@@ -84,7 +84,7 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """float32, or `dtype` itself where that is wider: what sums over classes accumulate in."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
 def as_weight(name: str, x: object) -> jax.Array:
@@ -166,3 +166,10 @@ def assert_target(name: str, x: jax.Array, logits: jax.Array) -> None:
     else:
         chex.assert_type(x, int, custom_message=message)
         chex.assert_shape(x, logits.shape[:-1], custom_message=message)
+
+
+def as_bias(name: str, x: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
+    """Real numbers (K,), at least float32."""
+    bias = as_class_values(name, x)
+    assert_shape(name, bias, [(num_classes,)], f"({num_classes},), one number a class")
+    return bias

@@ -67,7 +67,7 @@ class ClassAxis:
     Args:
       size: number of classes on this device; None while it is not known.
       where: boolean (K,) or (*batch, K), the classes that exist.
-      rows: boolean (*batch,), the examples that count; what stands in others must not make NaN.
+      rows: boolean (*batch,), the examples that count; in others no label is amiss.
       weights: (K,) or (*batch, K), the weight of each class.
       offset: (*batch,), subtracted from the values before they are summed.
       axis_name: mesh axis that the classes are split over, inside `jax.shard_map`.
@@ -121,7 +121,7 @@ class ClassAxis:
     def uniform(self) -> jax.Array:
         """1/K over the classes that exist: (K,), or (*batch, K) where they differ by example."""
         if self.where is not None:
-            kept = self.where.astype(jnp.ones(()).dtype)
+            kept = self.where.astype(jnp.result_type(float))
             return kept / self.psum(jnp.sum(kept, axis=-1, keepdims=True))
         size = checks.check_size("num_classes", self.size)
         return jnp.full((size,), 1 / (size * self.num_devices))
@@ -144,8 +144,6 @@ class ClassAxis:
             q = q * align(self.weights, ndim).astype(dtype)
         if self.where is not None:
             q = jnp.where(align(self.where, ndim), q, 0)
-        if self.rows is not None and q.size > q.shape[-1]:
-            q = jnp.where(self.rows[..., None], q, 0)
         if values is None:
             return saved(self.psum(jnp.sum(q, axis=-1)))
         # Values first: with the shared factor first, XLA on CPU takes three times as long.
@@ -198,7 +196,7 @@ class ClassAxis:
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
     """Rows of a table (n, ...) at `index`, clipped into range."""
-    sharding = jax.typeof(index).sharding
+    table, sharding = jnp.asarray(table), jax.typeof(index).sharding
     # On an explicit mesh JAX asks how the rows are to lie: as their indices do.
     spec = (*sharding.spec, *jax.typeof(table).sharding.spec[1:])
     out = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if any(spec) else None

@@ -34,7 +34,7 @@ def fused_cross_entropy(
     if class_where is not None:
         z = jnp.where(align(class_where, z.ndim), z, -jnp.inf)
     if where is not None:
-        z = jnp.where(where[..., None], z, 0)
+        z, target = jnp.where(where[..., None], z, 0), target.counted(where)
     axis = ClassAxis(z.shape[-1], where=class_where, rows=where, axis_name=axis_name)
     top = axis.max(z)
     top = saved(jnp.where(jnp.isfinite(top), top, 0))

@@ -83,8 +83,8 @@ def cross_entropy(
 
     Example:
       >>> q = 0.9 * OneHot(jnp.array([2])) + 0.1 * OneHot(jnp.array([0]))
-      >>> cross_entropy(jnp.array([[0.0, 0.0, 0.0, 0.0]]), q).round(4).tolist()
-      [1.3862999677658081]
+      >>> print(cross_entropy(jnp.zeros((1, 4)), q).round(4))
+      [1.3863]
 
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016; z-loss: Chowdhery et al., PaLM, 2022.
@@ -163,8 +163,8 @@ def smoothed_cross_entropy(
 
     Example:
       >>> logits = jnp.array([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 1.5]])
-      >>> smoothed_cross_entropy(logits, jnp.array([0, 3]), 0.1).round(4).tolist()
-      [0.6326999664306641, 1.8340998888015747]
+      >>> [f"{loss:.4f}" for loss in smoothed_cross_entropy(logits, jnp.array([0, 3]), 0.1)]
+      ['0.6327', '1.8341']
 
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016; Müller et al., When Does Label Smoothing
@@ -176,6 +176,7 @@ def smoothed_cross_entropy(
     y = jnp.asarray(labels)
     y = jnp.moveaxis(y, axis, -1) if y.ndim == z.ndim else y
     checks.assert_target("labels", y, z)
+    y = checks.as_labels("labels", y) if jnp.issubdtype(y.dtype, jnp.integer) else y
     if ignore_index is not None:
         checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
         kept = y != ignore_index
@@ -216,8 +217,8 @@ def sigmoid_cross_entropy(
 
     Example:
       >>> losses = sigmoid_cross_entropy(jnp.array([10.0, -10.0, -10.0]), jnp.array([1, 0, 1]), 0.1)
-      >>> losses.mean().round(3).tolist()
-      3.5
+      >>> print(f"{losses.mean():.3f}")
+      3.500
 
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016.
@@ -261,8 +262,8 @@ def with_label_smoothing(
 
     Example:
       >>> loss = with_label_smoothing(optax.softmax_cross_entropy, optax.linear_schedule(0.1, 0.0, 100))
-      >>> loss(jnp.zeros((1, 4)), jnp.array([2]), step=50).round(4).tolist()
-      [1.3862999677658081]
+      >>> print(loss(jnp.zeros((1, 4)), jnp.array([2]), step=50).round(4))
+      [1.3863]
 
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016.

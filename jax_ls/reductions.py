@@ -75,22 +75,34 @@ def reduce(
       >>> reduce(jnp.array([1.0, 2.0, 3.0]), "sum_by_nonzero_weights", weights=jnp.array([2.0, 2.0, 0.0])).tolist()
       3.0
     """
-    checks.check_option("reduction", reduction, ("none", "sum", "mean", "sum_by_nonzero_weights"))
-    if denominator is not None and reduction != "mean":
-        raise ValueError(f'denominator: expected None with reduction "{reduction}", got {denominator!r}')
     loss = checks.as_weight("losses", losses)
     w = jnp.ones_like(loss) if weights is None else checks.as_broadcast("weights", weights, loss)
+    count = normalizer(w, reduction, denominator=denominator, axis_name=axis_name)
     weighted = multiply(w, loss)
-    if reduction == "none":
-        return weighted
-    total = _sum(weighted, axis_name)
-    if reduction == "sum":
-        return total
+    return weighted if reduction == "none" else _sum(weighted, axis_name) / count
+
+
+def normalizer(
+    weights: jax.Array,
+    reduction: Reduction,
+    *,
+    denominator: jax.typing.ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """What Σ w · loss is divided by: 1 where nothing is to be, or where the divisor would be 0."""
+    checks.check_option("reduction", reduction, ("none", "sum", "mean", "sum_by_nonzero_weights"))
+    one = jnp.ones((), weights.dtype)
     if denominator is not None:
-        count = checks.as_broadcast("denominator", denominator, total)
+        if reduction != "mean":
+            raise ValueError(f'denominator: expected None with reduction "{reduction}", got {denominator!r}')
+        count = checks.as_broadcast("denominator", denominator, one)
+    elif reduction == "mean":
+        count = _sum(weights, axis_name)
+    elif reduction == "sum_by_nonzero_weights":
+        count = _sum((weights != 0).astype(weights.dtype), axis_name)
     else:
-        count = _sum(w if reduction == "mean" else (w != 0).astype(w.dtype), axis_name)
-    return total / jnp.where(count == 0, 1, count)
+        return one
+    return jnp.where(count == 0, 1, count)
 
 
 def _sum(x: jax.Array, axis_name: AxisName | None) -> jax.Array:

@@ -1,6 +1,6 @@
 """labels -> q: how much mass leaves the label, and where it goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_ls import checks
 from jax_ls.algebra import Restricted, Target, pytree
-from jax_ls.class_axis import ClassAxis
+from jax_ls.class_axis import ClassAxis, align
 from jax_ls.targets import Dense, OneHot, Uniform, as_target
 
 Spread = Literal["all", "others"]
@@ -88,8 +88,8 @@ def smooth_labels(
       TypeError, ValueError: `num_classes` missing or < 1, `axis` or `spread` unknown.
 
     Example:
-      >>> smooth_labels(jnp.array([1]), 0.001, num_classes=4).round(5).tolist()
-      [[0.0002500000118743628, 0.9992499947547913, 0.0002500000118743628, 0.0002500000118743628]]
+      >>> smooth_labels(jnp.array([1]), 0.5, num_classes=4).tolist()
+      [[0.125, 0.625, 0.125, 0.125]]
 
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016.
@@ -106,7 +106,7 @@ def smooth_labels(
         checks.assert_num_classes("labels", labels, num_classes)
         num_classes, dtype = labels.shape[-1], labels.dtype
     else:
-        dtype = jnp.ones(()).dtype
+        dtype = jnp.result_type(float)
     size = checks.check_size("num_classes", num_classes)
     target = smooth(labels, smoothing, prior=prior, spread=spread, class_where=class_where)
     where = None if class_where is None else checks.as_class_where("class_where", class_where)
@@ -147,7 +147,7 @@ def smooth_binary_labels(
     return smoothed.astype(given.dtype) if jnp.issubdtype(given.dtype, jnp.floating) else smoothed
 
 
-@pytree
+@pytree(epsilon=0)
 @dataclass(frozen=True, eq=False)
 class _Others(Target):
     """(1 − ε) on the label and ε u_k / (1 − u_y) on the others; all on the label where there are no others.
@@ -176,8 +176,10 @@ class _Others(Target):
             raised = _raised(self.epsilon, self.prior.at(self.hard.labels, axis))
             return (1 - raised) * self.hard + raised * self.prior
         u = self.prior.probs_on(axis)
-        raised = _raised(self.epsilon[..., None] if self.epsilon.ndim else self.epsilon, u)
-        return self.hard.weighted(1 - raised) + self.hard.weighted(raised).contract(None, axis) * self.prior
+        ndim = max(u.ndim, self.epsilon.ndim + 1)
+        raised = _raised(align(self.epsilon[..., None], ndim), align(u, ndim))
+        bare = replace(axis, weights=None)
+        return self.hard.weighted(1 - raised) + self.hard.weighted(raised).contract(None, bare) * self.prior
 
 
 def _raised(epsilon: jax.Array, u_y: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from jax_ls.class_axis import ClassAxis, align, look_up, multiply
 __all__ = ["Dense", "OneHot", "Rows", "Sparse", "Target", "Uniform", "as_target"]
 
 
-@pytree
+@pytree(labels=0)
 @dataclass(frozen=True, eq=False)
 class OneHot(Target):
     """All mass on the label: q = δ_y. A label outside [0, K) makes NaN, in the loss and in its gradient.
@@ -40,13 +40,13 @@ class OneHot(Target):
     def probs_on(self, axis: ClassAxis) -> jax.Array:
         labels = self.labels[..., None]
         hit = axis.columns(labels)[..., 0, :]
-        return jnp.where(axis.contains(labels), hit.astype(jnp.float32), jnp.nan)
+        return jnp.where(axis.contains(labels), hit.astype(jnp.result_type(float)), jnp.nan)
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return (self.labels == labels).astype(jnp.float32)
+        return (self.labels == labels).astype(jnp.result_type(float))
 
 
-@pytree
+@pytree(where=1)
 @dataclass(frozen=True, eq=False)
 class Uniform(Target):
     """The same mass on every class: u = 1/K, or uniform over the classes that `where` keeps.
@@ -81,7 +81,7 @@ class Uniform(Target):
         return axis if self.where is None else axis.restricted(self.where)
 
 
-@pytree
+@pytree(probabilities=1)
 @dataclass(frozen=True, eq=False)
 class Dense(Target):
     """A distribution that is written out; one (K,) is shared by all examples.
@@ -117,7 +117,7 @@ class Dense(Target):
         return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
 
 
-@pytree
+@pytree(table=2, labels=0)
 @dataclass(frozen=True, eq=False)
 class Rows(Target):
     """Row y of a table: q depends on the label. Class similarity, hierarchies, ordinal classes, online smoothing.
@@ -156,7 +156,7 @@ class Rows(Target):
         return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
 
 
-@pytree
+@pytree(indices=1, weights=1)
 @dataclass(frozen=True, eq=False)
 class Sparse(Target):
     """A few classes for each example: q = Σ_s w_s δ_{i_s}. Mixup, two-hot values, neighbouring labels.
