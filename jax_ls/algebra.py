@@ -87,7 +87,8 @@ class Target:
             if isinstance(field, Target):
                 flags += field.per_example()
             elif field is not None:
-                flags.append(jnp.ndim(field) > self.ranks[name])
+                # What a user's own target does not declare is shared, and left as it is.
+                flags.append(name in self.ranks and jnp.ndim(field) > self.ranks[name])
         return flags
 
     def counted(self, where: jax.Array) -> "Target":
@@ -148,6 +149,8 @@ class Scaled(Target):
     target: Target
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        if self.weight.ndim:
+            checks.assert_batch("weight", self.weight, values)
         inner = self.target.contract(values, axis)
         weight = self.weight.astype(inner.dtype)
         # The mass keeps the NaN of a label that names no class, whatever its weight.
@@ -159,7 +162,8 @@ class Scaled(Target):
         return align(self.weight[..., None], ndim).astype(inner.dtype) * align(inner, ndim)
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return self.weight * self.target.at(labels, axis)
+        inner = self.target.at(labels, axis)
+        return self.weight.astype(inner.dtype) * inner
 
 
 @pytree(class_weights=1)
@@ -171,15 +175,18 @@ class Weighted(Target):
     class_weights: jax.Array
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        checks.assert_class_values("class_weights", self.class_weights, values)
         return self.target.contract(values, axis.weighted(self.class_weights))
 
     def probs_on(self, axis: ClassAxis) -> jax.Array:
+        checks.assert_num_classes("class_weights", self.class_weights, axis.size)
         probs = self.target.probs_on(axis)
         ndim = max(probs.ndim, self.class_weights.ndim)
         return align(probs, ndim) * align(self.class_weights, ndim).astype(probs.dtype)
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return self.target.at(labels, axis) * axis.take(self.class_weights, labels[..., None])[..., 0]
+        inner = self.target.at(labels, axis)
+        return inner * axis.take(self.class_weights, labels[..., None])[..., 0].astype(inner.dtype)
 
 
 @pytree(where=1)

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 Shape = tuple[int, ...]
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
 def describe(x: Any) -> str:
     """`float32 (8, 3)` for arrays, the value itself for anything else."""
-    if isinstance(x, jax.Array | np.ndarray):
+    if isinstance(x, jax.Array | jax.ShapeDtypeStruct | np.ndarray):
         return f"{x.dtype} {tuple(x.shape)}"
     return repr(x)
 
@@ -59,7 +60,7 @@ def assert_num_classes(name: str, x: jax.Array, num_classes: int | None) -> None
         chex.assert_axis_dimension(x, -1, num_classes, custom_message=message)
 
 
-def assert_class_values(name: str, x: jax.Array, values: jax.Array | None) -> None:
+def assert_class_values(name: str, x: jax.Array, values: Shaped | None) -> None:
     """`x` is (K,), or (*batch, K), for values (*batch, K)."""
     if values is not None:
         shapes = [values.shape[-1:], values.shape]
@@ -80,6 +81,12 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"{name}: expected one of {ndim} axes, -{ndim} to {ndim - 1}, got {axis}")
     return int(axis) % ndim
+
+
+def check_integer(name: str, x: object) -> None:
+    """`x` is a static integer."""
+    if isinstance(x, bool) or not isinstance(x, int | np.integer):
+        raise TypeError(f"{name}: expected an integer, got {x!r}")
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
@@ -156,7 +163,7 @@ def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return logits
 
 
-def assert_target(name: str, x: jax.Array, logits: jax.Array) -> None:
+def assert_target(name: str, x: jax.Array, logits: Shaped) -> None:
     """`x` is integers (*batch,) or real numbers (*batch, K), for logits (*batch, K)."""
     integers = f"integers {logits.shape[:-1]}"
     message = f"{name}: expected {integers} or probabilities {logits.shape}, got {describe(x)}"

@@ -47,6 +47,8 @@ def _checked(
         class_weights = checks.as_class_values("class_weights", class_weights)
         checks.assert_shape("class_weights", class_weights, [z.shape[-1:]], f"{z.shape[-1:]}, one weight a class")
     penalty = None if isinstance(z_loss, int | float) and z_loss == 0 else checks.as_weight("z_loss", z_loss)
+    if penalty is not None:
+        checks.assert_shape("z_loss", penalty, [(), z.shape[:-1]], f"() or {z.shape[:-1]}, the shape of the batch")
     return fused_cross_entropy(z, as_target(target), where, class_where, class_weights, penalty, axis_name, relative)
 
 
@@ -179,6 +181,7 @@ def smoothed_cross_entropy(
     y = checks.as_labels("labels", y) if jnp.issubdtype(y.dtype, jnp.integer) else y
     if ignore_index is not None:
         checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
+        checks.check_integer("ignore_index", ignore_index)
         kept = y != ignore_index
         where = kept if where is None else kept & checks.as_where("where", where, y.shape)
     if prior is not None and not isinstance(prior, Target):
@@ -230,7 +233,8 @@ def sigmoid_cross_entropy(
     checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
     if where is not None:
         where = checks.as_where("where", where, z.shape)
-        z = jnp.where(where, z, 0)
+        smoothing, prior = checks.as_broadcast("smoothing", smoothing, z), checks.as_broadcast("prior", prior, z)
+        z, y, smoothing, prior = (jnp.where(where, x, 0) for x in (z, y, smoothing, prior))
     q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
     losses = multiply(q, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
     return losses if where is None else jnp.where(where, losses, 0)

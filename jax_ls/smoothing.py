@@ -95,6 +95,8 @@ def smooth_labels(
       Szegedy et al., Rethinking the Inception Architecture, 2016.
     """
     labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        checks.assert_min_rank("labels", labels, 1, "integers (*batch,), or probabilities with their classes on axis")
     hard_ndim = labels.ndim + 1 if jnp.issubdtype(labels.dtype, jnp.integer) else labels.ndim
     axis = checks.check_axis("axis", axis, hard_ndim)
     if hard_ndim == labels.ndim:
@@ -108,8 +110,15 @@ def smooth_labels(
     else:
         dtype = jnp.result_type(float)
     size = checks.check_size("num_classes", num_classes)
+    batch = labels.shape[: hard_ndim - 1]
+    written_out = jax.ShapeDtypeStruct((*batch, size), dtype)
+    if prior is not None and not isinstance(prior, Target):
+        prior = checks.as_class_values("prior", prior)
+        checks.assert_class_values("prior", prior, written_out)
     target = smooth(labels, smoothing, prior=prior, spread=spread, class_where=class_where)
     where = None if class_where is None else checks.as_class_where("class_where", class_where)
+    if where is not None:
+        checks.assert_class_values("class_where", where, written_out)
     probs = target.probs_on(ClassAxis(size, where=where))
     return jnp.moveaxis(probs, -1, axis).astype(dtype)
 

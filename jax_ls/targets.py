@@ -78,7 +78,10 @@ class Uniform(Target):
         return axis.take(self._kept(axis).uniform(), labels[..., None])[..., 0]
 
     def _kept(self, axis: ClassAxis) -> ClassAxis:
-        return axis if self.where is None else axis.restricted(self.where)
+        if self.where is None:
+            return axis
+        checks.assert_num_classes("where", self.where, axis.size)
+        return axis.restricted(self.where)
 
 
 @pytree(probabilities=1)
@@ -148,6 +151,7 @@ class Rows(Target):
         return axis.dot(self.probs_on(axis), values)
 
     def probs_on(self, axis: ClassAxis) -> jax.Array:
+        checks.assert_num_classes("table", self.table, axis.size)
         known = ClassAxis(self.table.shape[0], rows=axis.rows).contains(self.labels[..., None])
         dense = Dense(look_up(self.table, self.labels)).probs_on(axis)
         return jnp.where(known, dense, jnp.nan)
