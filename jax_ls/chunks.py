@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jax_ls import checks
 from jax_ls.class_axis import multiply
@@ -140,17 +141,20 @@ def close(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[Plan, Shared]:
     """What the loss closes over, made an argument: a custom derivative sees nothing else."""
     first = take(tokens, 0)
     example = logits_of(plan, first, shared), first.arguments, shared.others
-    converted, captured = jax.closure_convert(plan.loss, *example)
+    closed, shape = jax.make_jaxpr(plan.loss, return_shape=True)(*example)
+    tree = jax.tree.structure(shape)
 
     def opened(logits: jax.Array, arguments: Tree, others: Tree) -> tuple[jax.Array, Tree]:
-        return converted(logits, arguments, others[0], *others[1])
+        loss = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, others[1]))
+        return jax.tree.unflatten(tree, loss(*jax.tree.leaves((logits, arguments, others[0]))))
 
-    return plan._replace(loss=opened), shared._replace(others=(shared.others, captured))
+    return plan._replace(loss=opened), shared._replace(others=(shared.others, closed.consts))
 
 
 def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, Tree], Tree]:
     want_tokens, want_shared = jax.tree.map(lambda x: x.perturbed, (tokens, shared))
     tokens, shared = jax.tree.map(lambda x: x.value, (tokens, shared))
+    _refuse_shared_closures(varying_axes(tokens.hidden), partition(shared.others, want_shared.others)[0])
 
     def step(index: jax.Array | int) -> tuple[Tree, Tree]:
         chunk = take(tokens, index)
@@ -179,6 +183,17 @@ def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, T
     d_tokens = jax.tree.map(lambda x: x.reshape(-1, plan.chunks, *x.shape[1:]), d_tokens)
     # Arrays of no size carry the dtypes that the cotangents must have.
     return (value, aux), (d_tokens, Shared(d_kernel, d_others), shared.kernel[:0, :0])
+
+
+def _refuse_shared_closures(over_tokens: frozenset[str], others: Tree) -> None:
+    """Their gradient would be summed over devices in every chunk, and then weighed by one device's cotangent."""
+    for x in jax.tree.leaves(others):
+        if missing := over_tokens - varying_axes(x):
+            names = tuple(sorted(missing))
+            raise TypeError(
+                f"loss: expected the arrays it closes over, if differentiated, to be marked as differing over the "
+                f'tokens\' mesh axes, x = jax.lax.pcast(x, {names}, to="varying"), got {checks.describe(x)} without'
+            )
 
 
 def _total_bwd(plan: Plan, residuals: Tree, cotangents: tuple[Any, Tree]) -> tuple[Tokens, Shared]:

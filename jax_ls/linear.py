@@ -1,5 +1,6 @@
 """(hidden, kernel, q) -> loss, without ever holding the logits. How: see `jax_ls.chunks`."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,17 +82,24 @@ def chunked_loss(
             bias, common = others
             logits = logits if bias is None else logits + bias[None]
             logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+            if not batch:
+                # Shapes would not tell what is a token's from what is shared: the loss sees the one token as it is.
+                logits, own = jax.tree.map(lambda x: x[0], (logits, own))
             out = loss(logits, *chunks.combine(own, common))
-            return out if has_aux else (out, None)
+            losses, aux = out if has_aux else (out, None)
+            return (losses, aux) if batch else jax.tree.map(lambda x: x[None], (losses, aux))
 
         parts = _chunk_count(math.prod(batch), h.shape[-1], classes, chunk_size)
-        tokens = chunks.split(chunks.Tokens(h, w / early, own), len(batch), parts)
+        tokens = chunks.varying(chunks.Tokens(h, w / early, own), over_tokens)
+        tokens = chunks.split(tokens, len(batch), parts)
         plan, shared = chunks.close(chunks.Plan(on_logits, parts, transposed), tokens, chunks.Shared(k, others))
         if reduction == "none":
             value, aux = chunks.each(plan, tokens, shared)
             value = _per_batch(value, batch)
         else:
-            value, aux = cast(tuple[jax.Array, Any], chunks.total(plan, tokens, shared))
+            # Under jit, for JAX has no rule that knows what is differentiated inside a shard_map run op by op.
+            total = jax.jit(functools.partial(chunks.total, plan))
+            value, aux = cast(tuple[jax.Array, Any], total(tokens, shared))
             value = value if token_axis_name is None else jax.lax.psum(value, token_axis_name)
             value = value * (early / count)
         return (value, jax.tree.map(lambda x: _per_batch(x, batch), aux)) if has_aux else value
@@ -128,7 +136,7 @@ def linear_cross_entropy(
       target: a `Target`, or integers (*batch,); smoothed by `smoothing`, `prior`, `spread` as in `smooth`.
       bias: (K,).
       weights: (*batch,); a mean divides by their sum, over all devices; a token of weight 0 is absent.
-      class_where, class_weights, z_loss: as in `cross_entropy`, (K,).
+      class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,) and a number.
       softcap: c, for c · tanh(z / c) in place of z.
       reduction, chunk_size, token_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global. On an `Explicit`
@@ -151,23 +159,29 @@ def linear_cross_entropy(
       Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
     """
     h, k = _checked(hidden, kernel, transposed)
+    logits = jax.ShapeDtypeStruct((*h.shape[:-1], k.shape[0 if transposed else 1]), h.dtype)
+    if not isinstance(target, Target):
+        checks.assert_target("target", jnp.asarray(target), logits)
     plain = isinstance(smoothing, int | float) and smoothing == 0 and prior is None
+    if not plain:
+        # A uniform prior takes its classes from the loss.
+        kept = None if prior is None else class_where
+        target = smooth(target, smoothing, prior=prior, spread=spread, class_where=kept)
     operands = {
         "hidden": h,
         "kernel": k,
-        "target": as_target(target) if plain else smooth(target, smoothing, prior=prior, spread=spread),
+        "target": as_target(target),
         "weights": None if weights is None else checks.as_broadcast("weights", weights, jnp.ones(h.shape[:-1])),
         "bias": None if bias is None else jnp.asarray(bias),
-        "classes": jax.tree.map(jnp.asarray, {"class_where": class_where, "class_weights": class_weights}),
-        "z_loss": z_loss,
+        "shared": _shared(logits.shape[-1:], class_where, class_weights, z_loss),
         "denominator": denominator,
     }
 
     def run(operands: dict[str, Any], axis_name: AxisName | None, token_axis_name: AxisName | None) -> jax.Array:
-        classes, z_loss = operands["classes"], operands["z_loss"]
+        shared = chunks.varying(operands["shared"], chunks.varying_axes(operands["hidden"]))
 
         def loss(logits: jax.Array, target: Target, counted: jax.Array | None) -> jax.Array:
-            return cross_entropy(logits, target, where=counted, z_loss=z_loss, axis_name=axis_name, **classes)
+            return cross_entropy(logits, target, where=counted, axis_name=axis_name, **shared)
 
         chunked = chunked_loss(loss, reduction=reduction, chunk_size=chunk_size, token_axis_name=token_axis_name)
         w = operands["weights"]
@@ -224,6 +238,23 @@ def _checked(hidden: Array, kernel: Array, transposed: bool) -> tuple[jax.Array,
     shape = (k.shape[0], h.shape[-1]) if transposed else (h.shape[-1], k.shape[1])
     checks.assert_shape("kernel", k, [shape], f"{shape}, for hidden {checks.describe(h)}")
     return h, k
+
+
+def _shared(
+    shape: tuple[int, ...], class_where: Array | None, class_weights: Array | None, z_loss: Array
+) -> dict[str, jax.Array]:
+    """The options of `cross_entropy` that are given, as arrays that all tokens share."""
+    given: dict[str, jax.Array] = {}
+    if class_where is not None:
+        given["class_where"] = checks.as_class_where("class_where", class_where)
+    if class_weights is not None:
+        given["class_weights"] = checks.as_class_values("class_weights", class_weights)
+    for name, x in given.items():
+        checks.assert_shape(name, x, [shape], f"{shape}, one value a class")
+    if not (isinstance(z_loss, int | float) and z_loss == 0):
+        given["z_loss"] = checks.as_weight("z_loss", z_loss)
+        checks.assert_shape("z_loss", given["z_loss"], [()], "a number")
+    return given
 
 
 def _chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None) -> int:
