@@ -50,10 +50,11 @@ def make_writable(path: Path) -> None:
 class RunDirectory:
     """Checkpoints hold the state of every network, the settings, and the metrics so far.
 
-    metrics.jsonl is rewritten from those metrics, so an interrupted epoch leaves no lines behind.
+    metrics.jsonl is rewritten from those metrics: it agrees with the checkpoint wherever a run was interrupted.
+    `epochs` may grow when a run is resumed; None if the settings fix its length.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], epochs: int, resume: bool):
+    def __init__(self, path: Path, settings: dict[str, Any], epochs: int | None, resume: bool):
         self.path = path
         self.settings = settings
         self.epochs = epochs
@@ -67,25 +68,26 @@ class RunDirectory:
             self.manager = ocp.CheckpointManager(checkpoints, options=options)
         self.done = self.manager.latest_step() or 0
         if resume and not self.done:
-            raise InputError(f"{path} holds no finished epoch to resume from")
+            raise InputError(f"{path} holds no checkpoint to resume from")
         if not resume and (self.done or (path / "metrics.jsonl").exists()):
             raise InputError(f"{path} already holds a run: add --resume to continue it, or choose another --out")
 
     def restore(self, state: Any) -> tuple[Any, int, Rows]:
-        """The saved state, placed on devices as `state` is; the epochs done; their metrics."""
+        """The saved state, placed on devices as `state` is; the epochs or steps done; their metrics."""
         saved = self._read(progress=ocp.args.JsonRestore())["progress"]
         self._check_settings(saved["settings"], saved["epochs"])
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._read(state=ocp.args.StandardRestore(abstract))["state"]
+        # A run killed between its checkpoint and its metrics lacks the last ones.
+        self._write(saved["rows"])
         return restored, self.done, saved["rows"]
 
-    def save(self, epoch: int, state: Any, rows: Rows) -> None:
+    def save(self, done: int, state: Any, rows: Rows) -> None:
         progress = {"settings": self.settings, "epochs": self.epochs, "rows": rows}
         contents = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         with told(f"cannot write a checkpoint to {self.path}"):
-            self.manager.save(epoch, args=contents)
-        with replacing(self.path / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            self.manager.save(done, args=contents)
+        self._write(rows)
 
     def close(self) -> None:
         self.manager.close()
@@ -94,10 +96,16 @@ class RunDirectory:
         with told(f"cannot read the checkpoint in {self.path}"):
             return self.manager.restore(self.done, args=ocp.args.Composite(**contents))
 
-    def _check_settings(self, settings: dict[str, Any], epochs: int) -> None:
+    def _write(self, rows: Rows) -> None:
+        with replacing(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def _check_settings(self, settings: dict[str, Any], epochs: int | None) -> None:
         for name, value in self.settings.items():
             if value != settings.get(name):
                 raise InputError(f"{self.path} was started with {name} {settings.get(name)}, not {value}")
+        if self.epochs is None:
+            return
         if self.epochs < self.done:
             raise InputError(f"{self.path} has already trained {self.done} epochs, more than --epochs {self.epochs}")
         # An annealed smoothing spans the epochs it was started with: other ones mean another past.
