@@ -2,9 +2,9 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXAMPLES = """\
 examples:
@@ -13,6 +13,8 @@ examples:
   python examples/mnist.py --out runs/a --compare --epochs 9 --resume
                                                       continue that run for three more epochs
   python examples/mnist.py --noise 0.4 --compare      two fifths of the training labels are wrong
+  python examples/mnist.py --noise 0.4 --compare --method all
+                                                      every method beside the network without
   python examples/mnist.py --data-dir mnist --epochs 2
                                                       your own IDX files: MNIST, Fashion-MNIST, ...
 """
@@ -65,10 +67,22 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--noise", type=SHARE, default=0.0, metavar="RATE", help=noise)
 
 
-def add_target_flags(parser: argparse.ArgumentParser) -> None:
+def add_target_flags(parser: argparse.ArgumentParser, methods: Mapping[str, Any]) -> None:
     """What to train towards."""
     targets = parser.add_argument_group("targets")
-    smoothing = "the share of each target that leaves its label (default 0.1)"
+    targets.add_argument(
+        "--method",
+        type=str,
+        nargs="+",
+        choices=("all", *methods),
+        default=["uniform"],
+        metavar="NAME",
+        help=f"one or more of {', '.join(methods)}; or all (default uniform)",
+    )
+    smoothing = (
+        "the share of each target that leaves its label; for forward-correction the assumed rate of noise, for "
+        "relaxation the mass left free, for penalties their weight (default 0.1)"
+    )
     targets.add_argument("--smoothing", type=SMOOTHING, default=0.1, metavar="EPS", help=smoothing)
     targets.add_argument(
         "--schedule",
@@ -101,8 +115,10 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--resume", action="store_true", help="continue the run in --out from its last whole epoch")
 
 
-def parse(description: str, argv: Sequence[str] | None) -> tuple[OneLineParser, argparse.Namespace]:
-    """The parser, to report later errors with, and the flags it read."""
+def parse(
+    description: str, methods: Mapping[str, Any], argv: Sequence[str] | None
+) -> tuple[OneLineParser, argparse.Namespace]:
+    """The parser, to report later errors with, and the flags it read; `methods` are those of methods.py."""
     parser = OneLineParser(
         prog="mnist.py",
         description=description,
@@ -110,11 +126,19 @@ def parse(description: str, argv: Sequence[str] | None) -> tuple[OneLineParser, 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for add in (add_data_flags, add_target_flags, add_training_flags, add_output_flags):
-        add(parser)
+    add_data_flags(parser)
+    add_target_flags(parser, methods)
+    add_training_flags(parser)
+    add_output_flags(parser)
     args = parser.parse_args(argv)
     if args.resume and args.out is None:
         parser.error("--resume needs --out, the directory of the run to continue")
     if args.compare and args.smoothing == 0:
         parser.error("--compare needs a --smoothing other than 0 to compare with")
+    args.method = list(methods) if "all" in args.method else list(dict.fromkeys(args.method))
+    for name in args.method:
+        if args.smoothing < 0 and not methods[name].takes_negative:
+            parser.error(f"--method {name} needs a --smoothing in [0, 1), got {args.smoothing:g}")
+        if args.spread != "all" and not methods[name].takes_spread:
+            parser.error(f"--method {name} has no --spread: it spreads no mass")
     return parser, args

@@ -33,6 +33,7 @@ from flags import InputError
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from methods import METHODS, Batch, Memory
 from runs import Rows, RunDirectory, replacing
 from tqdm import tqdm
 
@@ -61,19 +62,20 @@ class Network(nnx.Module):
         return self.out(x)
 
 
-@functools.partial(nnx.jit, donate_argnames=("model", "optimizer"), static_argnames="spread")
-def train_step(model, optimizer, images, labels, mask, smoothing, spread):
-    """One update; returns (sum of losses, correct answers) over the unmasked examples."""
+@functools.partial(nnx.jit, donate_argnames=("model", "optimizer"), static_argnames=("method", "spread"))
+def train_step(model, optimizer, memory, images, labels, mask, smoothing, method, spread):
+    """One update; returns (sum of losses, correct answers) over the unmasked examples, and what the method learned."""
 
     def loss_fn(model):
-        logits = model(images)
-        losses = jax_ls.smoothed_cross_entropy(logits, labels, smoothing, spread=spread, where=mask)
-        return jax_ls.mean(losses, mask), (losses, logits)
+        batch = Batch(model(images), labels, mask, smoothing, memory, spread)
+        losses = METHODS[method].losses(batch)
+        return jax_ls.mean(losses, mask), (losses, batch)
 
-    (_, (losses, logits)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+    (_, (losses, batch)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
-    correct = mask & (jnp.argmax(logits, axis=-1) == labels)
-    return jnp.stack([losses.sum(), correct.sum().astype(losses.dtype)])
+    correct = mask & (jnp.argmax(batch.logits, axis=-1) == labels)
+    sums = jnp.stack([losses.sum(), correct.sum().astype(losses.dtype)])
+    return sums, METHODS[method].learn(memory, batch)
 
 
 @nnx.jit
@@ -98,34 +100,37 @@ class Devices:
 
 @dataclass
 class Learner:
-    """One network in training; `smoothing` holds the ε of each step."""
+    """One network in training; `smoothing` holds the ε of each step, `memory` what its method keeps."""
 
     name: str
+    method: str
     model: Network
     optimizer: nnx.Optimizer
     smoothing: np.ndarray
+    memory: Memory
 
-    def state(self) -> nnx.State:
-        return nnx.state((self.model, self.optimizer))
+    def state(self) -> dict[str, Any]:
+        return {"network": nnx.state((self.model, self.optimizer)), "memory": self.memory}
 
-    def load(self, state: nnx.State) -> None:
-        nnx.update((self.model, self.optimizer), state)
+    def load(self, state: dict[str, Any]) -> None:
+        nnx.update((self.model, self.optimizer), state["network"])
+        self.memory = state["memory"]
 
 
-def build_learners(args: Namespace, steps: int, devices: Devices) -> list[Learner]:
-    """The network with smoothing and, to compare, its twin without: same weights, same batches."""
-    schedules = {describe(args): smoothing_schedule(args, steps)}
+def build_learners(args: Namespace, data: Digits, steps: int, devices: Devices) -> list[Learner]:
+    """A network for each method and, to compare, their twin without smoothing: same weights, same batches."""
+    schedules = {describe(args, method): (method, smoothing_schedule(args, steps)) for method in args.method}
     if args.compare:
-        schedules["no smoothing"] = optax.constant_schedule(0.0)
+        schedules["no smoothing"] = "uniform", optax.constant_schedule(0.0)
 
     # Clipping lets one learning rate serve batches of 8 and of 512. One object for all: a second would compile again.
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9, nesterov=True))
     learners = []
-    for name, schedule in schedules.items():
+    for name, (method, schedule) in schedules.items():
         model = Network(nnx.Rngs(args.seed))
         optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
-        smoothing = jax.vmap(schedule)(jnp.arange(steps, dtype=jnp.float32))
-        learner = Learner(name, model, optimizer, np.asarray(smoothing, dtype=np.float32))
+        smoothing = np.asarray(jax.vmap(schedule)(jnp.arange(steps, dtype=jnp.float32)), dtype=np.float32)
+        learner = Learner(name, method, model, optimizer, smoothing, METHODS[method].begin(data))
         learner.load(jax.device_put(learner.state(), devices.replicated))
         learners.append(learner)
     return learners
@@ -140,11 +145,11 @@ def smoothing_schedule(args: Namespace, steps: int) -> optax.Schedule:
     return optax.constant_schedule(args.smoothing)
 
 
-def describe(args: Namespace) -> str:
-    """The name of the smoothed network in tables and pictures."""
+def describe(args: Namespace, method: str) -> str:
+    """The name of a network in tables and pictures."""
     annealed = "" if args.schedule == "constant" else f", {args.schedule}"
     spread = "" if args.spread == "all" else ", others"
-    return f"smoothing {args.smoothing:g}{annealed}{spread}"
+    return f"{'smoothing' if method == 'uniform' else method} {args.smoothing:g}{annealed}{spread}"
 
 
 def train_epoch(
@@ -161,15 +166,19 @@ def train_epoch(
         batch = (data.train_images[rows], data.train_labels[rows], mask)
         images, labels, counted = jax.device_put(batch, devices.split)
         for i, learner in enumerate(learners):
-            epsilon = learner.smoothing[step]
-            networks = (learner.model, learner.optimizer)
-            sums[i] += train_step(*networks, images, labels, counted, epsilon, args.spread)
+            kept = (learner.model, learner.optimizer, learner.memory)
+            chosen = (learner.smoothing[step], learner.method, args.spread)
+            partial, learner.memory = train_step(*kept, images, labels, counted, *chosen)
+            sums[i] += partial
         step += 1
         seen += mask.sum()
         bar.update()
         if not bar.disable:
             running = (np.asarray(total) / seen for total in sums)
-            bar.set_postfix_str(" | ".join(f"loss {loss:.3f} acc {acc:.1%}" for loss, acc in running), refresh=False)
+            shown = [f"loss {loss:.3f} acc {acc:.1%}" for loss, acc in running]
+            bar.set_postfix_str(" | ".join(shown[:2]), refresh=False)
+    for learner in learners:
+        learner.memory = METHODS[learner.method].turn(learner.memory)
     means = np.array(sums) / seen
     if not np.isfinite(means).all():
         raise InputError(f"the loss is no longer finite in epoch {epoch + 1}: choose another --smoothing")
@@ -211,22 +220,24 @@ def fit(args: Namespace, data: Digits, learners: list[Learner], devices: Devices
 
 def settings(args: Namespace, data: Digits) -> dict[str, Any]:
     """What must not change when a run is resumed."""
-    names = ("smoothing", "schedule", "spread", "noise", "batch_size", "seed", "compare")
+    names = ("method", "smoothing", "schedule", "spread", "noise", "batch_size", "seed", "compare")
     fixed = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     return fixed | {"data of checksum": f"{data.fingerprint():08x}"}
 
 
 def picture(args: Namespace, data: Digits, learners: list[Learner], devices: Devices, rows: Rows) -> None:
     """Writes report.png."""
-    classes = jnp.arange(digits.CLASSES)
-    targets = jax_ls.smooth_labels(classes, args.smoothing, num_classes=digits.CLASSES, spread=args.spread)
     curves = {learner.name: [row for row in rows if row["run"] == learner.name] for learner in learners}
-    answers = {
-        learner.name: report.judge(predict(learner.model, data.test_images, devices), data.test_labels)
-        for learner in learners
-    }
+    logits = {learner.name: predict(learner.model, data.test_images, devices) for learner in learners}
+    answers = {name: report.judge(z, data.test_labels) for name, z in logits.items()}
+    first = learners[0]
+    heat = METHODS[first.method].targets(first.memory, args.smoothing, args.spread)
+    words = "Smoothed targets", "target probability $q_k$"
+    if heat is None:
+        heat = report.mean_prediction(logits[first.name], data.test_labels)
+        words = f"Mean predictions: {first.name}", "mean of $p_k$"
     with replacing(args.out / "report.png") as temporary:
-        report.draw(temporary, np.asarray(targets), curves, answers)
+        report.draw(temporary, heat, words, curves, answers)
 
 
 def train(args: Namespace) -> None:
@@ -247,7 +258,7 @@ def train(args: Namespace) -> None:
             stack.callback(run.close)
         start = time.perf_counter()
         steps = args.epochs * digits.steps_per_epoch(len(data.train_labels), args.batch_size)
-        learners = build_learners(args, steps, devices)
+        learners = build_learners(args, data, steps, devices)
         rows = fit(args, data, learners, devices, run)
         print(f"time: {time.perf_counter() - start:.0f} s\n")
 
@@ -260,7 +271,7 @@ def train(args: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
-    parser, args = flags.parse(DESCRIPTION, argv)
+    parser, args = flags.parse(DESCRIPTION, METHODS, argv)
     try:
         train(args)
     except InputError as error:

@@ -13,8 +13,8 @@ BINS = 15
 FEW = 10
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "confidence": "confidence", "ece": "ECE", "ece_scaled": "ECE scaled"}
 
-# Okabe and Ito's blue and vermilion, told apart by all common kinds of colour vision.
-COLOURS = ("#0072B2", "#D55E00")
+# Okabe and Ito's colours, told apart by all common kinds of colour vision; those for two networks first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442", "#882255")
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -80,46 +80,58 @@ def table(rows: dict[str, dict[str, float]], examples: int) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, targets: np.ndarray, curves: dict[str, Any], answers: dict[str, Any]) -> None:
-    """`curves`: title -> metrics of each epoch; `answers`: title -> `judge` of the last."""
+def mean_prediction(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row y: what the network answers for images of y, on average; NaN where there are none."""
+    p = softmax(logits, axis=-1)
+    empty = np.full(p.shape[-1], np.nan)
+    return np.stack([p[labels == k].mean(axis=0) if np.any(labels == k) else empty for k in range(p.shape[-1])])
+
+
+def draw(path: Path, heat: np.ndarray, words: tuple[str, str], curves: dict[str, Any], answers: dict[str, Any]) -> None:
+    """`heat`, with its title and unit; `curves`: title -> metrics of each epoch; `answers`: title -> last `judge`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(15, 4.7), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, wspace=0.03))
+    figure = Figure(
+        figsize=(15 if len(answers) <= 2 else 18, 4.7), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, wspace=0.03)
+    )
     FigureCanvasAgg(figure)
-    heat, loss, calibration = figure.subplots(1, 3)
-    draw_targets(figure, heat, targets)
+    left, loss, calibration = figure.subplots(1, 3)
+    draw_matrix(figure, left, heat, *words)
     draw_losses(loss, curves)
     draw_reliability(calibration, answers)
     figure.savefig(path, format="png")
 
 
-def draw_targets(figure: Any, axes: Any, targets: np.ndarray) -> None:
+def draw_matrix(figure: Any, axes: Any, targets: np.ndarray, title: str, unit: str) -> None:
     """One row for each label."""
-    image = axes.imshow(targets, cmap="cividis", vmin=min(0, targets.min()), vmax=max(1, targets.max()))
+    image = axes.imshow(targets, cmap="cividis", vmin=min(0, np.nanmin(targets)), vmax=max(1, np.nanmax(targets)))
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for (row, column), value in np.ndenumerate(targets):
         colour = "black" if value > middle else "white"
         text = f"{value:.3f}".rstrip("0").rstrip(".").replace("0.", ".", 1)
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=6.5)
-    axes.set(title="Smoothed targets", xlabel="class $k$", ylabel="label $y$")
+    axes.set(title=title, xlabel="class $k$", ylabel="label $y$")
     axes.set(xticks=range(targets.shape[1]), yticks=range(targets.shape[0]))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, shrink=0.85, label="target probability $q_k$")
+    figure.colorbar(image, ax=axes, shrink=0.85, label=unit)
 
 
 def draw_losses(axes: Any, curves: dict[str, Any]) -> None:
     """The training loss has the smoothed targets' entropy as its floor; the held-out one has 0."""
     from matplotlib.ticker import MaxNLocator
 
+    crowded = len(curves) > 2
     for (title, rows), colour in zip(curves.items(), COLOURS, strict=False):
         epochs = [row["epoch"] for row in rows]
-        axes.plot(epochs, [row["train_loss"] for row in rows], "o-", color=colour, ms=4, label=f"{title}: training")
-        axes.plot(
-            epochs, [row["nll"] for row in rows], "s--", color=colour, ms=4, mfc="white", label=f"{title}: held-out NLL"
-        )
+        training, held_out = (None, None) if crowded else (f"{title}: training", f"{title}: held-out NLL")
+        axes.plot(epochs, [row["train_loss"] for row in rows], "o-", color=colour, ms=4, label=training)
+        axes.plot(epochs, [row["nll"] for row in rows], "s--", color=colour, ms=4, mfc="white", label=held_out)
+    if crowded:
+        axes.plot([], "o-", color="0.4", ms=4, label="training")
+        axes.plot([], "s--", color="0.4", ms=4, mfc="white", label="held-out NLL")
     axes.set(title="Losses", xlabel="epoch", ylabel="loss (nats per image)", box_aspect=1)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -137,7 +149,8 @@ def draw_reliability(axes: Any, answers: dict[str, Any]) -> None:
         axes.scatter(mean_confidence, accuracy, s=400 * share, color=colour, alpha=0.5, linewidths=0, clip_on=False)
     axes.set(title="Reliability on held-out images", xlabel="confidence", ylabel="accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    finish(axes, title=f"circle area: share of the images;\nbins of fewer than {FEW} are not drawn")
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)} if len(answers) > 2 else {}
+    finish(axes, **beside, title=f"circle area: share of the images;\nbins of fewer than {FEW} are not drawn")
 
 
 def finish(axes: Any, **legend: Any) -> None:

@@ -3,13 +3,14 @@
 Shapes, ranks and dtypes go through chex; options, which chex has no word for, raise `ValueError` or `TypeError`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Shape = tuple[int, ...]
 Shaped = jax.Array | jax.ShapeDtypeStruct
@@ -180,3 +181,30 @@ def as_bias(name: str, x: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
     bias = as_class_values(name, x)
     assert_shape(name, bias, [(num_classes,)], f"({num_classes},), one number a class")
     return bias
+
+
+def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> jax.Array:
+    """Real numbers for which `holds` is true; where they are traced and it is not, NaN."""
+    values = as_weight(name, x)
+    if isinstance(x, Tracer):
+        return jnp.where(holds(values), values, jnp.nan)
+    given = np.asarray(x)
+    if not np.all(holds(given)):
+        raise ValueError(f"{name}: expected {expected}, got {given[~holds(given)].flat[0]}")
+    return values
+
+
+def as_positive(name: str, x: Any) -> jax.Array:
+    """Finite numbers > 0."""
+    return as_parameter(name, x, lambda x: (x > 0) & (x < np.inf), "finite numbers > 0")
+
+
+def as_amount(name: str, x: Any) -> jax.Array:
+    """Finite numbers ≥ 0."""
+    return as_parameter(name, x, lambda x: (x >= 0) & (x < np.inf), "finite numbers ≥ 0")
+
+
+def check_values(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> None:
+    """Numbers that are known now are as expected; traced ones pass."""
+    if not isinstance(x, Tracer) and not np.all(holds(np.asarray(x))):
+        raise ValueError(f"{name}: expected {expected}, got {x!r}")

@@ -156,6 +156,16 @@ def test_interrupted_run_resumes_exactly(train, saved, monkeypatch, tmp_path):
     assert train(*flags, "--out", parts, "--resume").split("\n\n")[1] == printed.split("\n\n")[1]
 
 
+def test_what_a_method_learned_is_resumed_too(train, saved, tmp_path):
+    flags = ("--method", "online", "--noise", 0.2)
+    whole, parts = tmp_path / "learned whole", tmp_path / "learned parts"
+    assert "\nonline 0.1 " in train(*flags, "--epochs", 2, "--out", whole)
+    train(*flags, "--epochs", 1, "--out", parts)
+    train(*flags, "--epochs", 2, "--out", parts, "--resume")
+    assert_same(saved["learned whole", 2], saved["learned parts", 2])
+    assert metrics(whole) == metrics(parts)
+
+
 def test_more_epochs_continue_exactly(train, saved, refused, tmp_path):
     grown, whole, annealed = tmp_path / "grown", tmp_path / "whole", tmp_path / "annealed"
     train("--epochs", 1, "--out", grown)
@@ -199,7 +209,7 @@ def test_bar_shows_loss_and_accuracy_on_a_terminal(data_dir, monkeypatch, capsys
 
 
 def test_diverging_loss_is_told(refused, monkeypatch):
-    monkeypatch.setattr(mnist, "train_step", lambda *args: np.full(2, np.nan, np.float32))
+    monkeypatch.setattr(mnist, "train_step", lambda *args: (np.full(2, np.nan, np.float32), {}))
     assert "no longer finite in epoch 1" in refused("--epochs", 2)
 
 

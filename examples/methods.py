@@ -1,0 +1,134 @@
+"""What --method chooses between: the loss of a batch, and what a method knows or learns beside the network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+from digits import Digits
+
+import jax_ls
+from jax_ls import adaptive, noise, online, penalties, priors
+
+Memory = Any
+"""Arrays that a method keeps between steps; {} for most."""
+
+
+class Batch(NamedTuple):
+    """What a loss may look at."""
+
+    logits: jax.Array
+    labels: jax.Array
+    where: jax.Array
+    smoothing: jax.Array
+    memory: Memory
+    spread: Any
+
+
+def nothing(data: Digits) -> Memory:
+    return {}
+
+
+def forget(memory: Memory, batch: Batch) -> Memory:
+    return memory
+
+
+def towards(prior: Callable[[Memory, jax.Array], Any]) -> Callable[[Batch], jax.Array]:
+    """Smoothing to what `prior` says of the labels."""
+
+    def loss(batch: Batch) -> jax.Array:
+        u = prior(batch.memory, batch.labels)
+        target = jax_ls.smooth(batch.labels, batch.smoothing, prior=u, spread=batch.spread)
+        return jax_ls.cross_entropy(batch.logits, target, where=batch.where)
+
+    return loss
+
+
+def uniform(memory: Memory, labels: jax.Array) -> None:
+    return None
+
+
+def plain(batch: Batch) -> jax.Array:
+    return jax_ls.cross_entropy(batch.logits, batch.labels, where=batch.where)
+
+
+def confidence(batch: Batch) -> jax.Array:
+    epsilon = adaptive.confidence(batch.logits, batch.labels, batch.smoothing, where=batch.where)
+    return towards(uniform)(batch._replace(smoothing=epsilon))
+
+
+@dataclass(frozen=True)
+class Method:
+    """Either where the mass goes, or the loss of each example; and what is kept in memory.
+
+    `begin` looks at the training data, `learn` at each batch, `turn` ends an epoch.
+    """
+
+    prior: Callable[[Memory, jax.Array], Any] | None = None
+    loss: Callable[[Batch], jax.Array] | None = None
+    begin: Callable[[Digits], Memory] = nothing
+    learn: Callable[[Memory, Batch], Memory] = forget
+    turn: Callable[[Memory], Memory] = lambda memory: memory
+    takes_spread: bool = True
+    takes_negative: bool = True
+
+    def losses(self, batch: Batch) -> jax.Array:
+        loss = self.loss if self.prior is None else towards(self.prior)
+        assert loss is not None, "a method has a prior or a loss"
+        return loss(batch)
+
+    def targets(self, memory: Memory, smoothing: float, spread: Any) -> np.ndarray | None:
+        """Row y is the target of label y, (K, K); None where that depends on the network's answers."""
+        if self.prior is None:
+            return None
+        classes = jnp.arange(digits.CLASSES)
+        q = jax_ls.smooth(classes, smoothing, prior=self.prior(memory, classes), spread=spread)
+        return np.asarray(q.probs(digits.CLASSES))
+
+
+def frequencies(data: Digits) -> jax.Array:
+    return priors.unigram(np.bincount(data.train_labels, minlength=digits.CLASSES))
+
+
+def likeness(data: Digits) -> jax.Array:
+    """Digits whose mean images, less the mean of all, point the same way are alike."""
+    images = data.train_images.reshape(len(data.train_images), -1).astype(np.float32)
+    means = np.stack([images[data.train_labels == k].mean(axis=0) for k in range(digits.CLASSES)])
+    return priors.similarity(means - images.mean(axis=0), temperature=0.2)
+
+
+METHODS = {
+    "uniform": Method(uniform),
+    "unigram": Method(lambda memory, labels: memory, begin=frequencies),
+    "similarity": Method(jax_ls.Rows, begin=likeness),
+    "online": Method(
+        online.target,
+        begin=lambda _: online.init(digits.CLASSES, first="uniform"),
+        learn=lambda memory, batch: online.update(memory, batch.logits, batch.labels, where=batch.where),
+        turn=online.next_epoch,
+    ),
+    "confidence": Method(loss=confidence),
+    "forward-correction": Method(
+        loss=lambda batch: noise.forward_correction(batch.logits, batch.labels, batch.smoothing, where=batch.where),
+        takes_spread=False,
+        takes_negative=False,
+    ),
+    "relaxation": Method(
+        loss=lambda batch: noise.label_relaxation(batch.logits, batch.labels, batch.smoothing, where=batch.where),
+        takes_spread=False,
+        takes_negative=False,
+    ),
+    "max-suppression": Method(
+        loss=lambda batch: plain(batch) + batch.smoothing * penalties.max_suppression(batch.logits, where=batch.where),
+        takes_spread=False,
+    ),
+    "confidence-penalty": Method(
+        loss=lambda batch: (
+            plain(batch) + penalties.confidence_penalty(batch.logits, batch.smoothing, where=batch.where)
+        ),
+        takes_spread=False,
+    ),
+}

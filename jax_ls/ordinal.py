@@ -1,0 +1,149 @@
+"""u for classes in an order: (K, K) tables whose row y falls off with the distance from y."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ls import checks
+
+Phi = Literal["absolute", "squared"] | Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def sord(ranks: int | jax.typing.ArrayLike, *, phi: Phi = "absolute", beta: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    """Rows softmax_k(−β φ(r_y, r_k)): soft ordinal vectors, of equally spaced classes or of any ranks.
+
+    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+
+    Args:
+      ranks: K for the ranks 0 to K − 1, or real numbers (K,): ages, grades, depths.
+      phi: "absolute", |r_y − r_k|; "squared"; or a function of ranks (K, 1) and (1, K) to distances (K, K).
+      beta: β ≥ 0, a number; larger is sharper. May be traced; NaN there if negative.
+
+    Returns:
+      A table (K, K); row y sums to 1.
+
+    Raises:
+      AssertionError, TypeError: `ranks` that are no vector of real numbers, distances that are not (K, K).
+      ValueError: K < 1, a negative β, an unknown `phi`.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.sord(3, beta=2.0).round(4).tolist()
+      [[0.8668, 0.1173, 0.0159], [0.1065, 0.787, 0.1065], [0.0159, 0.1173, 0.8668]]
+
+    References:
+      Díaz and Marathe, Soft Labels for Ordinal Regression, 2019.
+    """
+    r, beta = _ranks(ranks), checks.as_amount("beta", beta)
+    if callable(phi):
+        distances = checks.as_weight("phi", phi(r[:, None], r[None, :]))
+        checks.assert_shape("phi", distances, [(r.size, r.size)], f"distances ({r.size}, {r.size})")
+    else:
+        checks.check_option("phi", phi, ("absolute", "squared"))
+        gaps = r[:, None] - r[None, :]
+        distances = jnp.abs(gaps) if phi == "absolute" else jnp.square(gaps)
+    return jax.nn.softmax(-beta.astype(distances.dtype) * distances, axis=-1)
+
+
+def gaussian(ranks: int | jax.typing.ArrayLike, *, sigma: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    """Rows ∝ exp(−(r_y − r_k)² / 2σ²), each normalised over the classes there are.
+
+    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+
+    Args:
+      ranks: K, or real numbers (K,), as in `sord`.
+      sigma: σ > 0, a number in units of the ranks. May be traced; NaN there if not positive.
+
+    Returns:
+      A table (K, K); row y sums to 1.
+
+    Raises:
+      AssertionError, TypeError, ValueError: as `sord`, or σ ≤ 0.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.gaussian(3, sigma=1.0)[0].round(4).tolist()
+      [0.5741, 0.3482, 0.0777]
+
+    References:
+      Galdran et al., Non-Uniform Label Smoothing for Diabetic Retinopathy Grading, 2020.
+    """
+    return sord(ranks, phi="squared", beta=0.5 / jnp.square(checks.as_positive("sigma", sigma)))
+
+
+def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Array:
+    """Rows b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
+
+    Row y peaks at or beside y, and is widest in the middle of the scale. Use it as `prior=Rows(table, labels)`.
+
+    Args:
+      num_classes: K.
+      margin: p_0, in (0, 1/2]. May be traced; NaN there if outside.
+
+    Returns:
+      A table (K, K); row y sums to 1.
+
+    Raises:
+      TypeError, ValueError: K that is no positive integer, a margin outside (0, 1/2].
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.binomial(3)[0].round(4).tolist()
+      [0.81, 0.18, 0.01]
+
+    References:
+      Liu et al., Unimodal Regularized Neuron Stick-Breaking for Ordinal Classification, 2020.
+    """
+    size = checks.check_size("num_classes", num_classes)
+    margin = checks.as_parameter("margin", margin, lambda x: (x > 0) & (x <= 0.5), "a number in (0, 1/2]")
+    n, k = size - 1, np.arange(size)
+    log_choose = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(size)]
+    p = (margin + (1 - 2 * margin) * jnp.asarray(k / max(n, 1), margin.dtype))[:, None]
+    ups, downs, log_choose = (jnp.asarray(x, margin.dtype)[None] for x in (k, n - k, log_choose))
+    return jax.nn.softmax(log_choose + ups * jnp.log(p) + downs * jnp.log1p(-p), axis=-1)
+
+
+def geometric(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.1) -> jax.Array:
+    """Rows with 1 − α on y, and α shared by the others ∝ α^|k − y|; all on y where K = 1.
+
+    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+
+    Args:
+      num_classes: K.
+      alpha: α in [0, 1). May be traced; NaN there if outside.
+
+    Returns:
+      A table (K, K); row y sums to 1.
+
+    Raises:
+      TypeError, ValueError: K that is no positive integer, α outside [0, 1).
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.geometric(4, alpha=0.5)[0].round(4).tolist()
+      [0.5, 0.2857, 0.1429, 0.0714]
+
+    References:
+      Haas and Hüllermeier, Rectifying Bias in Ordinal Observational Data Using Unimodal Label Smoothing, 2023.
+    """
+    size = checks.check_size("num_classes", num_classes)
+    alpha = checks.as_parameter("alpha", alpha, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
+    gaps = np.abs(np.arange(size)[:, None] - np.arange(size)[None])
+    off = jnp.asarray(gaps > 0, alpha.dtype)
+    # Steps beyond the nearest other class, so that α = 0 has a limit.
+    falls = off * alpha ** jnp.asarray(np.maximum(gaps - 1, 0), alpha.dtype)
+    share = falls / jnp.maximum(jnp.sum(falls, axis=-1, keepdims=True), 1)
+    moved = alpha if size > 1 else jnp.zeros_like(alpha)
+    return (1 - moved) * jnp.eye(size, dtype=alpha.dtype) + moved * share
+
+
+def _ranks(ranks: Any) -> jax.Array:
+    if jnp.ndim(ranks) == 0:
+        return jnp.arange(checks.check_size("ranks", ranks), dtype=jnp.result_type(float))
+    values = checks.as_weight("ranks", ranks)
+    checks.assert_rank("ranks", values, 1, "K, or real numbers (K,)")
+    return values

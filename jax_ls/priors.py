@@ -1,0 +1,294 @@
+"""u: where the smoothed mass goes. Each function gives what the `prior` argument of `smooth` and the losses takes.
+
+One vector (K,) for all labels: `unigram`. A table (K, K), made once, whose row y is the u of label y, for
+`prior=Rows(table, labels)`: `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`, `geometric`. A `Target` of its
+own for each example: `neighbors`, `spatial`, `teacher`, `mix`.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jax_ls import checks
+from jax_ls.algebra import Target
+from jax_ls.neighborhoods import neighbors, spatial
+from jax_ls.ordinal import binomial, gaussian, geometric, sord
+from jax_ls.targets import Dense, as_target
+
+__all__ = [
+    "binomial",
+    "gaussian",
+    "geometric",
+    "hierarchy",
+    "mix",
+    "neighbors",
+    "similarity",
+    "sord",
+    "spatial",
+    "teacher",
+    "tree_distances",
+    "unigram",
+]
+
+
+def unigram(
+    counts: jax.typing.ArrayLike,
+    *,
+    pseudo_count: jax.typing.ArrayLike = 1.0,
+    temperature: jax.typing.ArrayLike = 1.0,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """Classes as often as they occur: u_k ∝ (count_k + pseudo)^(1/T). T → ∞ is uniform.
+
+    Args:
+      counts: (K,) numbers ≥ 0, of any size. May be traced; NaN there if negative.
+      pseudo_count: a number ≥ 0 added to each, so that no class is without mass.
+      temperature: T > 0, a number.
+      where: boolean (K,), the classes that get mass: no padding, no blank.
+
+    Returns:
+      u, (K,); it sums to 1.
+
+    Raises:
+      AssertionError: counts that are no vector, `where` of another length.
+      TypeError, ValueError: counts or `pseudo_count` that are negative or not finite, all of them 0, T ≤ 0.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> print(priors.unigram(jnp.array([7, 1, 0]), pseudo_count=0))
+      [0.875 0.125 0.   ]
+      >>> priors.unigram(jnp.array([8, 3, 0]), temperature=2.0).round(4).tolist()
+      [0.5, 0.3333, 0.1667]
+
+    References:
+      Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017; the temperature:
+      Meister et al., Generalized Entropy Regularization, 2020.
+    """
+    if not isinstance(counts, jax.Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
+        counts = np.asarray(counts, float)  # words are counted past 2³¹
+    n = checks.as_amount("counts", counts)
+    checks.assert_rank("counts", n, 1, "(K,), one number a class")
+    pseudo = checks.as_amount("pseudo_count", pseudo_count)
+    temperature = checks.as_positive("temperature", temperature)
+    n = n + pseudo.astype(n.dtype)
+    if where is not None:
+        n = jnp.where(checks.as_where("where", where, n.shape), n, 0)
+    top = checks.as_positive("the largest of counts", jax.lax.stop_gradient(jnp.max(n)))
+    # Of the largest, so that no power overflows.
+    weights = (n / top) ** (1 / temperature.astype(n.dtype))
+    weights = jnp.where(jnp.isnan(temperature), jnp.nan, weights)  # 1 to the power NaN is 1
+    return weights / jnp.sum(weights)
+
+
+def similarity(
+    embeddings: jax.typing.ArrayLike | None = None,
+    *,
+    confusion: jax.typing.ArrayLike | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+    metric: Literal["cosine", "dot"] = "cosine",
+) -> jax.Array:
+    """Rows softmax_k(s_yk / τ) over the other classes, k ≠ y: classes that are alike share the mass.
+
+    s is the similarity of class embeddings, or of a confusion matrix the share of label y that was taken for k.
+    Use it as `prior=Rows(table, labels)`. The diagonal is 0, so that a label keeps exactly 1 − ε, whatever `spread`.
+
+    Args:
+      embeddings: (K, D) real numbers, one row a class: word vectors of the names, or columns of an output layer.
+      confusion: (K, K) counts or rates ≥ 0 in their place; row y is the label. A row of zeros is spread evenly.
+      temperature: τ > 0, a number. May be traced; NaN there if not positive.
+      metric: "cosine" or "dot", of embeddings.
+
+    Returns:
+      A table (K, K); row y sums to 1.
+
+    Raises:
+      AssertionError: no matrix, a confusion matrix that is not square, K < 2.
+      TypeError, ValueError: both or neither given, negative confusion, τ ≤ 0, an unknown `metric`.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> names = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+      >>> priors.similarity(names, temperature=0.5)[0].round(4).tolist()
+      [0.0, 0.832, 0.168]
+
+    References:
+      Liu and JaJa, Class-Similarity Based Label Smoothing for Confidence Calibration, 2021.
+    """
+    if (embeddings is None) == (confusion is None):
+        raise TypeError("embeddings, confusion: expected one of the two")
+    checks.check_option("metric", metric, ("cosine", "dot"))
+    temperature = checks.as_positive("temperature", temperature)
+    scores = _alike(embeddings, metric) if confusion is None else _confused(confusion)
+    size = scores.shape[0]
+    checks.assert_shape("embeddings or confusion", scores, [(max(size, 2),) * 2], "two classes or more")
+    others = ~np.eye(size, dtype=bool)
+    return jax.nn.softmax(scores / temperature.astype(scores.dtype), axis=-1, where=others)
+
+
+def hierarchy(distances: jax.typing.ArrayLike, *, beta: jax.typing.ArrayLike) -> jax.Array:
+    """Rows ∝ exp(−β d_yk / d_max): near relatives get more. Use it as `prior=Rows(table, labels)`; ε = 1 is published.
+
+    Args:
+      distances: d, (K, K) numbers ≥ 0, of `tree_distances` for one.
+      beta: β ≥ 0, a number; β → ∞ is one-hot, 0 is uniform; 4 to 30 in the paper. May be traced; NaN there if negative.
+
+    Returns:
+      A table (K, K); row y sums to 1.
+
+    Raises:
+      AssertionError: distances that are no square matrix.
+      TypeError, ValueError: distances that are negative or not finite, β < 0.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> tree = priors.tree_distances([3, 3, 4, 4, -1])
+      >>> priors.hierarchy(tree, beta=2.0)[0].round(4).tolist()
+      [0.6652, 0.2447, 0.09]
+
+    References:
+      Bertinetto et al., Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks, 2020.
+    """
+    d = _square("distances", checks.as_amount("distances", distances))
+    beta = checks.as_amount("beta", beta)
+    farthest = jnp.max(d, initial=0)
+    # Classes that are all the same have no farthest.
+    return jax.nn.softmax(-beta.astype(d.dtype) * d / jnp.where(farthest == 0, 1, farthest), axis=-1)
+
+
+def tree_distances(parents: Any) -> np.ndarray:
+    """d_yk, the height of the lowest common ancestor of classes y and k: the edges from it to its deepest leaf.
+
+    0 from a class to itself, the height of the tree between classes that meet at its root alone.
+
+    Args:
+      parents: (n,) static integers, the parent of each node and −1 for the root. The classes are the leaves, in the
+        order of their numbers: number them first, and class k is node k.
+
+    Returns:
+      NumPy integers (K, K), for `hierarchy`.
+
+    Raises:
+      AssertionError, TypeError: parents that are no vector of integers, or traced.
+      ValueError: a cycle, more or fewer than one root, a parent that is no node.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.tree_distances([3, 3, 4, 4, -1]).tolist()  # ((0 1) 2)
+      [[0, 1, 2], [1, 0, 2], [2, 2, 0]]
+
+    References:
+      Bertinetto et al., Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks, 2020.
+    """
+    if isinstance(parents, Tracer):
+        raise TypeError("parents: expected static integers, got a traced array")
+    up = np.asarray(parents)
+    checks.assert_rank("parents", jnp.asarray(up), 1, "(n,), the parent of each node")
+    checks.assert_kind("parents", jnp.asarray(up), int, "integers (n,)")
+    if np.any((up < -1) | (up >= len(up))):
+        raise ValueError(f"parents: expected nodes 0 to {len(up) - 1}, or -1 for the root, got {up.tolist()}")
+    paths = [_path(up, node) for node in range(len(up))]
+    if np.sum(up == -1) != 1:
+        raise ValueError(f"parents: expected one root, -1, got {np.sum(up == -1)}")
+    leaves = np.setdiff1d(np.arange(len(up)), up)
+    height = np.zeros(len(up), int)
+    for leaf in leaves:
+        for steps, node in enumerate(reversed(paths[leaf])):
+            height[node] = max(height[node], steps)
+    # Down from the root: the last node that two paths share is the lowest.
+    distances = np.full((len(leaves), len(leaves)), height[paths[0][0]])
+    for depth in range(max(map(len, paths))):
+        at = np.array([paths[leaf][depth] if depth < len(paths[leaf]) else -1 for leaf in leaves])
+        shared = (at[:, None] == at) & (at >= 0)
+        distances[shared] = np.broadcast_to(height[at], shared.shape)[shared]
+    return distances
+
+
+def teacher(logits: jax.typing.ArrayLike, *, temperature: jax.typing.ArrayLike = 1.0) -> Dense:
+    """Another model's belief, softmax(z / T), as a constant for differentiation: the targets of distillation.
+
+    `smooth(labels, α, prior=teacher(z))` mixes it with the labels.
+
+    Args:
+      logits: z, real numbers (*batch, K).
+      temperature: T > 0, a number. May be traced; NaN there if not positive.
+
+    Returns:
+      A `Dense` target, in float32 or wider.
+
+    Raises:
+      AssertionError, TypeError: logits that are no real numbers with a class axis.
+      ValueError: T ≤ 0.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.teacher(jnp.log(jnp.array([[16.0, 1.0, 1.0]])), temperature=2.0).probs(3).round(4).tolist()
+      [[0.6667, 0.1667, 0.1667]]
+
+    References:
+      Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+    z = jax.lax.stop_gradient(checks.as_class_values("logits", logits))
+    temperature = checks.as_positive("temperature", temperature)
+    return Dense(jax.nn.softmax(z / temperature.astype(z.dtype), axis=-1))
+
+
+def mix(target_a: Any, target_b: Any, lam: jax.typing.ArrayLike) -> Target:
+    """λ a + (1 − λ) b: mixup, and CutMix with λ the share of the area. Smooth before or after: q is the same.
+
+    Args:
+      target_a, target_b: integers (*batch,), probabilities, or any `Target`.
+      lam: λ, () or (*batch,).
+
+    Returns:
+      A `Target`.
+
+    Raises:
+      AssertionError, TypeError: arguments that are no targets, λ that is no real number.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> labels = jnp.array([0, 2])
+      >>> print(priors.mix(labels, labels[::-1], jnp.array([0.75, 0.5])).probs(3))
+      [[0.75 0.   0.25]
+       [0.5  0.   0.5 ]]
+
+    References:
+      Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018; Yun et al., CutMix, 2019.
+    """
+    lam = checks.as_weight("lam", lam)
+    return lam * as_target(target_a) + (1 - lam) * as_target(target_b)
+
+
+def _path(up: np.ndarray, node: int) -> list[int]:
+    """The nodes from the root down to this one."""
+    path = [node]
+    while (parent := int(up[path[0]])) != -1:
+        if parent in path:
+            cycle = [*reversed(path[: path.index(parent) + 1]), parent]
+            raise ValueError(f"parents: expected a tree, got the cycle {cycle}")
+        path.insert(0, parent)
+    return path
+
+
+def _alike(embeddings: Any, metric: str) -> jax.Array:
+    e = checks.as_class_values("embeddings", embeddings)
+    checks.assert_rank("embeddings", e, 2, "a matrix (K, D)")
+    if metric == "cosine":
+        squares = jnp.sum(jnp.square(e), axis=-1, keepdims=True)
+        e = e * jax.lax.rsqrt(jnp.where(squares == 0, 1, squares))
+    return jnp.matmul(e, e.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _confused(confusion: Any) -> jax.Array:
+    counts = _square("confusion", checks.as_amount("confusion", confusion))
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    return counts / jnp.where(total == 0, 1, total)
+
+
+def _square(name: str, x: jax.Array) -> jax.Array:
+    checks.assert_rank(name, x, 2, "a matrix (K, K)")
+    checks.assert_shape(name, x, [x.shape[:1] * 2], "a square matrix (K, K)")
+    return x

@@ -1,0 +1,77 @@
+"""Ordinal rows: their shapes and limits. Values and gradients are in test_priors.py."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_priors as ref
+
+from jax_ls import priors
+
+TABLES = {
+    "sord": lambda size: priors.sord(size),
+    "sord squared": lambda size: priors.sord(size, phi="squared", beta=0.1),
+    "gaussian": lambda size: priors.gaussian(size, sigma=2.0),
+    "binomial": lambda size: priors.binomial(size),
+    "geometric": lambda size: priors.geometric(size, alpha=0.3),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 101])
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_sum_to_1_and_have_one_peak(name, size):
+    table = np.asarray(TABLES[name](size), float)
+    assert table.shape == (size, size)
+    np.testing.assert_allclose(table.sum(axis=-1), 1, rtol=1e-5)
+    for y, row in enumerate(table):
+        peak = row.argmax()
+        assert (np.diff(row[: peak + 1]) >= 0).all()
+        assert (np.diff(row[peak:]) <= 0).all()
+        # The binomial's p runs from 0.1 to 0.9, so its peaks keep away from the ends.
+        assert peak == y or (name == "binomial" and abs(peak - y) <= 0.1 * size)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_scale_may_be_read_from_either_end(name):
+    table = np.asarray(TABLES[name](9))
+    np.testing.assert_allclose(table, table[::-1, ::-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 40])
+def test_a_binomial_of_many_classes_is_that_of_the_definition(size):
+    np.testing.assert_allclose(priors.binomial(size, margin=0.3), ref.binomial(size, 0.3), rtol=1e-4, atol=1e-12)
+
+
+def test_limits():
+    np.testing.assert_array_equal(priors.geometric(4, alpha=0.0), np.eye(4))
+    np.testing.assert_allclose(priors.sord(4, beta=0.0), np.full((4, 4), 0.25), rtol=1e-6)
+    np.testing.assert_allclose(priors.gaussian(4, sigma=0.05), np.eye(4), atol=1e-6)
+    half = priors.binomial(3, margin=0.5)
+    np.testing.assert_allclose(half, [[0.25, 0.5, 0.25]] * 3, rtol=1e-6)
+
+
+def test_a_gaussian_is_sord_of_squares_and_ranks_have_no_origin():
+    np.testing.assert_allclose(priors.gaussian(5, sigma=1.5), priors.sord(5, phi="squared", beta=1 / 4.5), rtol=1e-5)
+    ages = jnp.array([18.0, 25.0, 40.0, 65.0])
+    np.testing.assert_allclose(priors.sord(ages, beta=0.1), priors.sord(ages + 1000, beta=0.1), rtol=1e-4)
+    np.testing.assert_allclose(priors.sord(np.arange(5)), priors.sord(5), rtol=1e-6)
+
+
+MISTAKES = [
+    (lambda: priors.sord(0), r"ranks: expected a positive integer, got 0"),
+    (lambda: priors.sord(2.5), r"ranks: expected a positive integer, got 2.5"),
+    (lambda: priors.sord(np.ones((2, 2))), r"ranks: expected K, or real numbers \(K,\), got float32 \(2, 2\)"),
+    (lambda: priors.sord(3, beta=-1), r"beta: .*got -1"),
+    (lambda: priors.sord(3, phi="cubed"), r"phi: .*got 'cubed'"),
+    (lambda: priors.sord(3, phi=lambda y, k: y), r"phi: expected distances \(3, 3\), got float32 \(3, 1\)"),
+    (lambda: priors.gaussian(3, sigma=0.0), r"sigma: .*got 0.0"),
+    (lambda: priors.binomial(3, margin=0.6), r"margin: .*got 0.6"),
+    (lambda: priors.binomial(True), r"num_classes: .*got True"),
+    (lambda: priors.geometric(3, alpha=1.0), r"alpha: .*got 1.0"),
+    (lambda: priors.geometric(3, alpha="half"), r"alpha: .*got 'half'"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[message[:30] for _, message in MISTAKES])
+def test_bad_input_raises_at_once(mistake, message):
+    with pytest.raises((AssertionError, TypeError, ValueError), match=message):
+        mistake()
