@@ -1,0 +1,119 @@
+"""A feedback loop on ε. State in, state out: it goes through `jit`, `scan` and checkpoints like any other."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jax_ls import checks
+from jax_ls.algebra import pytree
+from jax_ls.class_axis import AxisName
+from jax_ls.predictions import Array, Predicted, is_correct, log_prob, one_hot
+
+
+@pytree()
+@dataclass(frozen=True)
+class CalibrationState:
+    """Where a `CalibrationController` stands: ε and the running mean of confidence − accuracy, both ().
+
+    Example:
+      >>> from jax_ls import adaptive
+      >>> adaptive.CalibrationController(initial=0.25).init().smoothing.item()
+      0.25
+    """
+
+    smoothing: jax.Array
+    gap: jax.Array
+
+
+@pytree()
+@dataclass(frozen=True)
+class CalibrationController:
+    """One ε for all, that follows calibration: more while the model is surer than it is right, less while it is not.
+
+    gap <- d gap + (1 − d) mean(max p − [argmax p = y]);  ε <- clip(ε + η gap, low, high)
+
+    Fed with training batches it sees the gap on what is being learned by heart; held-out batches tell more.
+
+    Args:
+      initial: ε to start from, in [low, high].
+      low, high: the range of ε.
+      rate: η >= 0, how far a gap of 1 moves ε in a step.
+      decay: d in [0, 1), of the running gap.
+
+    Raises:
+      AssertionError, TypeError, ValueError: numbers outside their ranges, by name, unless traced.
+
+    Example:
+      >>> from jax_ls import adaptive
+      >>> controller = adaptive.CalibrationController(rate=0.1, decay=0.0)
+      >>> state = controller.update(controller.init(), jnp.array([[99.0, 0.0], [99.0, 0.0]]), jnp.array([0, 1]))
+      >>> round(float(state.gap), 4), round(float(state.smoothing), 4)
+      (0.5, 0.15)
+
+    References:
+      Steers by the gap as AdaFocal does: Ghosh et al., AdaFocal, 2022.
+    """
+
+    initial: Array = 0.1
+    low: Array = 0.0
+    high: Array = 0.3
+    rate: Array = 0.01
+    decay: Array = 0.99
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in type(self).__annotations__}
+        for name, x in values.items():
+            checks.assert_shape(name, checks.as_weight(name, x), [()], "a number")
+        if any(isinstance(x, Tracer) for x in values.values()):
+            return
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        checks.check_values("high", high, lambda x: x >= low, f"a number >= low, {low}")
+        checks.check_values("initial", self.initial, lambda x: (x >= low) & (x <= high), f"a number in [{low}, {high}]")
+        checks.check_values("rate", self.rate, lambda x: x >= 0, "a number >= 0")
+        checks.check_values("decay", self.decay, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
+
+    def init(self) -> CalibrationState:
+        """The state to begin with."""
+        return CalibrationState(jnp.array(checks.as_weight("initial", self.initial)), jnp.zeros(()))
+
+    def update(
+        self,
+        state: CalibrationState,
+        logits: Array,
+        labels: Array,
+        *,
+        where: Array | None = None,
+        class_where: Array | None = None,
+        axis: int = -1,
+        axis_name: AxisName | None = None,
+    ) -> CalibrationState:
+        """The state after one more batch. A label of no class, or NaN logits, count for nothing; so does no example.
+
+        Args:
+          state: from `init` or the last `update`.
+          logits, labels, where, class_where, axis: as in `confidence`.
+          axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`.
+        """
+        target = one_hot(labels)
+        log_y = log_prob(logits, target, where, class_where, axis, None)
+        log_top = log_prob(logits, Predicted(), where, class_where, axis, None)
+        counted = ~jnp.isnan(log_y + log_top)
+        if where is not None:
+            counted &= jnp.asarray(where)
+        correct = is_correct(logits, target.labels, class_where, axis)
+        surplus = jnp.exp(log_top) - correct.astype(log_top.dtype)
+        total = jnp.sum(jnp.where(counted, surplus, 0)).astype(state.gap.dtype)
+        count = jnp.sum(counted).astype(state.gap.dtype)
+        if axis_name is not None:
+            total, count = jax.lax.psum((total, count), axis_name)
+        decay, rate, low, high = (
+            checks.as_weight(name, getattr(self, name)).astype(state.gap.dtype)
+            for name in ("decay", "rate", "low", "high")
+        )
+        gap = decay * state.gap + (1 - decay) * total / jnp.maximum(count, 1)
+        smoothing = jnp.clip(state.smoothing + rate * gap.astype(state.smoothing.dtype), low, high)
+        moved = CalibrationState(smoothing, gap)
+        return jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)

@@ -1,0 +1,215 @@
+"""u learned while training: the mean prediction for each class, of the examples that the model gets right.
+
+    state = online.init(num_classes)
+    loss = mean(smoothed_cross_entropy(logits, labels, 0.5, prior=online.target(state, labels)))
+    state = online.update(state, logits, labels)             # each step
+    state = online.next_epoch(state)                         # each epoch
+
+That is the published loss, ½ CE(z, δ_y) + ½ CE(z, S_y), where S_y is row y of the matrix of the epoch before. State in,
+state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jax_ls import checks
+from jax_ls.algebra import pytree
+from jax_ls.class_axis import AxisName
+from jax_ls.predictions import is_correct
+from jax_ls.targets import Rows
+
+Array = jax.typing.ArrayLike
+
+
+@pytree()
+@dataclass(frozen=True)
+class OnlineState:
+    """What online smoothing has learned.
+
+    Args:
+      matrix: S, (K, K); row y is the soft label of class y.
+      sums: Σ p over this epoch's correct predictions of each class, (K, K); None without epochs.
+      counts: how many there were, integers (K,); None without epochs.
+      decay: ρ of the running mean, (); None with epochs.
+
+    Example:
+      >>> from jax_ls import online
+      >>> jax.tree.map(jnp.shape, online.init(3))
+      OnlineState(matrix=(3, 3), sums=(3, 3), counts=(3,), decay=None)
+    """
+
+    matrix: jax.Array
+    sums: jax.Array | None
+    counts: jax.Array | None
+    decay: jax.Array | None
+
+
+def init(
+    num_classes: int,
+    *,
+    first: Literal["zeros", "uniform"] = "zeros",
+    decay: Array | None = None,
+    limit: int = 2**30,
+) -> OnlineState:
+    """The state to begin with.
+
+    Args:
+      num_classes: K. Memory is 8 K² bytes, 4 K² with `decay`.
+      first: what there is before anything is learned. "zeros", as published: no soft label, the first epoch trains on
+        ½ CE(z, δ_y) alone. "uniform": 1/K everywhere, which is plain smoothing.
+      decay: ρ in [0, 1), for a running mean in place of epochs; may be traced.
+      limit: bytes that the state may take.
+
+    Returns:
+      An `OnlineState`.
+
+    Raises:
+      TypeError, ValueError: K, `first` or `decay` that are none, or a state beyond `limit`, by name.
+
+    Example:
+      >>> from jax_ls import online
+      >>> online.init(2, first="uniform").matrix.tolist()
+      [[0.5, 0.5], [0.5, 0.5]]
+
+    References:
+      Zhang et al., Delving Deep into Label Smoothing, 2021.
+    """
+    size = checks.check_size("num_classes", num_classes)
+    checks.check_option("first", first, ("zeros", "uniform"))
+    needed = 4 * size * size * (1 if decay is not None else 2)
+    if needed > limit:
+        raise ValueError(
+            f"num_classes: expected a state of at most {limit:,} bytes, got {size} classes: {needed:,} bytes"
+        )
+    matrix = jnp.full((size, size), 0.0 if first == "zeros" else 1 / size, jnp.float32)
+    if decay is None:
+        return OnlineState(matrix, jnp.zeros((size, size), jnp.float32), jnp.zeros(size, jnp.int32), None)
+    rho = jnp.array(checks.as_weight("decay", decay))
+    checks.assert_shape("decay", rho, [()], "a number")
+    checks.check_values("decay", decay, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
+    return OnlineState(matrix, None, None, rho)
+
+
+def update(
+    state: OnlineState,
+    logits: Array,
+    labels: Array,
+    *,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+) -> OnlineState:
+    """The state after one more batch, of which only correct predictions count, argmax p = y.
+
+    With epochs they are added up until `next_epoch`; the matrix stays. With `decay`, rows of classes that had any move:
+    S_y <- ρ S_y + (1 − ρ) mean p, so that from zeros the mass of a row grows to 1 as it learns.
+
+    Args:
+      state: from `init` or the last step.
+      logits: z, real numbers (*batch, K); constants for differentiation.
+      labels: y, integers (*batch,). One that names no class is never correct.
+      where: boolean (*batch,), the examples that count.
+      axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`; the state is then the same
+        on all devices.
+
+    Returns:
+      An `OnlineState`.
+
+    Raises:
+      AssertionError: dtypes or shapes that do not fit, by name.
+
+    Example:
+      >>> from jax_ls import online
+      >>> state = online.init(2, decay=0.0)
+      >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.75, 0.25]]))
+      >>> online.update(state, logits, jnp.array([0, 1])).matrix.round(4).tolist()
+      [[0.75, 0.25], [0.0, 0.0]]
+
+    References:
+      Zhang et al., Delving Deep into Label Smoothing, 2021.
+    """
+    z = jax.lax.stop_gradient(checks.as_logits("logits", logits))
+    checks.assert_num_classes("logits", z, state.matrix.shape[0])
+    y = checks.as_labels("labels", labels)
+    checks.assert_batch("labels", y, z)
+    z = z.astype(state.matrix.dtype)
+    right = is_correct(z, y)
+    if where is not None:
+        right &= checks.as_where("where", where, y.shape)
+    p = jnp.where(right[..., None], jax.nn.softmax(z, axis=-1), 0)
+    rows = jnp.where(right, y, z.shape[-1])
+    sums = _add_rows(state.matrix, rows, p)
+    counts = _add_rows(jnp.zeros(z.shape[-1], jnp.int32), rows, right.astype(jnp.int32))
+    if axis_name is not None:
+        sums, counts = jax.lax.psum((sums, counts), axis_name)
+    if state.sums is not None and state.counts is not None:
+        return replace(state, sums=state.sums + sums, counts=state.counts + counts)
+    rho = checks.as_weight("decay", state.decay).astype(sums.dtype)
+    matrix = jnp.where(counts[:, None] > 0, rho * state.matrix + (1 - rho) * _mean(sums, counts), state.matrix)
+    return replace(state, matrix=matrix)
+
+
+def next_epoch(state: OnlineState) -> OnlineState:
+    """The state for the next epoch: rows become the mean prediction of this one, and counting starts anew.
+
+    A class with no correct prediction keeps the row that it had. (The published code gives it 1/K.)
+
+    Args:
+      state: of which epochs are counted.
+
+    Returns:
+      An `OnlineState`.
+
+    Raises:
+      ValueError: a state with `decay`, which knows no epochs.
+
+    Example:
+      >>> from jax_ls import online
+      >>> state = online.update(online.init(2), 99 * jnp.eye(2), jnp.array([0, 1]))
+      >>> online.next_epoch(state).matrix.tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if state.sums is None or state.counts is None:
+        raise ValueError("state: expected one with epochs, got one with decay, which updates its matrix at each step")
+    matrix = jnp.where(state.counts[:, None] > 0, _mean(state.sums, state.counts), state.matrix)
+    return replace(state, matrix=matrix, sums=jnp.zeros_like(state.sums), counts=jnp.zeros_like(state.counts))
+
+
+def target(state: OnlineState, labels: Array) -> Rows:
+    """Row y of the matrix for each label: the `prior` of a loss, or a target of its own.
+
+    Where nothing is learned yet and `first` was "zeros", its mass is 0 and so is its share of the loss. With
+    `class_where`, which divides by that mass, begin from "uniform".
+
+    Args:
+      state: from `init`, `update` or `next_epoch`.
+      labels: integers (*batch,).
+
+    Returns:
+      A `Target`, constant for differentiation.
+
+    Example:
+      >>> from jax_ls import online
+      >>> q = online.target(online.init(4, first="uniform"), jnp.array([2]))
+      >>> print(cross_entropy(jnp.zeros((1, 4)), q).round(4))
+      [1.3863]
+    """
+    return Rows(jax.lax.stop_gradient(state.matrix), jnp.asarray(labels))
+
+
+def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:
+    return sums / jnp.maximum(counts, 1).astype(sums.dtype)[:, None]
+
+
+def _add_rows(like: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    """Σ of the values of each row, in the shape of `like`; a row that is not there is dropped."""
+    zeros = jnp.zeros_like(like)
+    classes = jax.typeof(values).sharding.spec[rows.ndim :]
+    if not any(jax.typeof(values).sharding.spec):
+        return zeros.at[rows].add(values, mode="drop")
+    # On an explicit mesh JAX asks how the sums are to lie: as their values do, and then as the state does.
+    sums = zeros.at[rows].add(values, mode="drop", out_sharding=PartitionSpec(None, *classes))
+    return jax.sharding.reshard(sums, jax.typeof(like).sharding)
