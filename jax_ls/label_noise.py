@@ -1,0 +1,162 @@
+"""Labels that are wrong: how noise is told, made, and which ε undoes it. Losses against it are in `jax_ls.noise`.
+
+Two words for symmetric noise, as for smoothing. A label is *resampled* with probability α, uniformly over all K
+classes: T = (1 − α) I + α/K, spread="all". Or it is *flipped* with probability e, to one of the others: T has 1 − e
+on its diagonal and e/(K−1) elsewhere, spread="others". They are the same at α = e K/(K−1).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jax_ls import checks
+from jax_ls.class_axis import look_up
+
+
+def disturb_labels(
+    key: jax.Array, labels: jax.typing.ArrayLike, rate: jax.typing.ArrayLike, *, num_classes: int
+) -> jax.Array:
+    """Each label resampled with probability α, uniformly over all K classes: its average is the smoothed label.
+
+    E[δ_y'] = (1 − α) δ_y + α/K, `smooth(labels, rate)`. Drawn anew at each step, this is DisturbLabel.
+
+    Args:
+      key: a key of `jax.random`.
+      labels: y, integers of any shape; those outside [0, K), `ignore_index` for one, stay as they are.
+      rate: α, () or the shape of the labels, in [0, 1).
+      num_classes: K.
+
+    Returns:
+      Labels in the shape and dtype of `labels`.
+
+    Raises:
+      AssertionError: labels that are no integers, or a rate of another shape.
+      ValueError: a rate outside [0, 1), where it is concrete; K < 1.
+
+    Example:
+      >>> from jax_ls import noise
+      >>> labels = noise.disturb_labels(jax.random.key(0), jnp.zeros(10_000, int), 0.2, num_classes=10)
+      >>> bool(abs((labels == 0).mean() - 0.82) < 0.01)
+      True
+
+    References:
+      Xie et al., DisturbLabel: Regularizing CNN on the Loss Layer, 2016.
+    """
+    y, size = checks.as_labels("labels", labels), checks.check_size("num_classes", num_classes)
+    alpha = as_rate("rate", rate, y.shape)
+    which, what = jax.random.split(key)
+    drawn = jax.random.randint(what, y.shape, 0, size, y.dtype)
+    return jnp.where(_chosen(which, y, alpha, size), drawn, y).astype(jnp.asarray(labels).dtype)
+
+
+def flip_labels(
+    key: jax.Array, labels: jax.typing.ArrayLike, noise: jax.typing.ArrayLike, *, num_classes: int
+) -> jax.Array:
+    """Wrong labels for experiments: flipped with probability e to one of the other classes, or by a matrix.
+
+    P(y' = j | y = i) = e/(K−1) for j ≠ i, or T_ij. Losses that take α want α = e K/(K−1).
+
+    Args:
+      key: a key of `jax.random`.
+      labels: y, integers of any shape; those outside [0, K) stay as they are.
+      noise: e, () or the shape of the labels, in [0, 1); or T, (K, K), its rows what each class is seen as.
+      num_classes: K.
+
+    Returns:
+      Labels in the shape and dtype of `labels`.
+
+    Raises:
+      AssertionError: labels that are no integers, noise of another shape.
+      ValueError: a rate outside [0, 1), a matrix whose rows are no distributions, where they are concrete; a rate
+        with fewer than two classes, or a shape that rate and matrix share.
+
+    Example:
+      >>> from jax_ls import noise
+      >>> labels = noise.flip_labels(jax.random.key(0), jnp.zeros(10_000, int), 0.2, num_classes=10)
+      >>> bool(abs((labels == 0).mean() - 0.8) < 0.01)
+      True
+
+    References:
+      Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017.
+    """
+    y, size = checks.as_labels("labels", labels), checks.check_size("num_classes", num_classes)
+    if is_matrix("noise", noise, y.shape):
+        matrix = as_matrix("noise", noise, size)
+        drawn = jax.random.categorical(key, jnp.log(look_up(matrix, y)), axis=-1).astype(y.dtype)
+        return jnp.where((y >= 0) & (y < size), drawn, y).astype(jnp.asarray(labels).dtype)
+    rate = as_rate("noise", noise, y.shape)
+    if size < 2:
+        raise ValueError(f"num_classes: expected another class to flip to, got {size}")
+    which, what = jax.random.split(key)
+    step = jax.random.randint(what, y.shape, 1, size, y.dtype)
+    return jnp.where(_chosen(which, y, rate, size), (y + step) % size, y).astype(jnp.asarray(labels).dtype)
+
+
+def optimal_smoothing(
+    noise_rate: jax.typing.ArrayLike, num_classes: int, *, clean: jax.typing.ArrayLike = 0.0
+) -> jax.Array:
+    """The ε for labels flipped with probability e: smoothed noisy labels then average to the smoothed clean ones.
+
+    r = (r* − α) / (1 − α) with α = e K/(K−1); for two classes (r* − 2e) / (1 − 2e). Negative once α > r*: the loss is
+    then unbounded below, and wants plain training first; `forward_correction` is the bounded way.
+
+    Args:
+      noise_rate: e, in [0, 1 − 1/K), any shape; beyond, labels tell nothing.
+      num_classes: K, at least 2.
+      clean: r*, the ε that is best without noise.
+
+    Returns:
+      r, in the shape of `noise_rate` and `clean`; NaN for a traced rate out of range.
+
+    Raises:
+      TypeError, ValueError: K < 2, or a rate out of range where it is concrete.
+
+    Example:
+      >>> from jax_ls import noise
+      >>> print(noise.optimal_smoothing(jnp.array([0.0, 0.2, 0.4]), 2).round(4))
+      [ 0.     -0.6667 -4.    ]
+
+    References:
+      Wei et al., To Smooth or Not? When Label Smoothing Meets Noisy Labels, 2022 (theorem 7, two classes).
+    """
+    size = checks.check_size("num_classes", num_classes)
+    if size < 2:
+        raise ValueError(f"num_classes: expected at least 2, got {size}")
+    alpha = as_rate("noise_rate", noise_rate, None, 1 - 1 / size) * (size / (size - 1))
+    best = checks.as_weight("clean", clean)
+    return (best - alpha) / (1 - alpha)
+
+
+def as_rate(name: str, x: object, batch: checks.Shape | None, below: float = 1.0) -> jax.Array:
+    """A probability in [0, below), () or of the shape `batch`; NaN for what is outside and traced."""
+    rate = checks.as_weight(name, x)
+    if batch is not None:
+        checks.assert_shape(name, rate, [(), batch], f"() or {batch}, the shape of the labels")
+    fits = (rate >= 0) & (rate < below)
+    if not isinstance(fits, Tracer) and not np.all(fits):
+        raise ValueError(f"{name}: expected rates in [0, {below:g}), got {x}")
+    return jnp.where(fits, rate, jnp.nan)
+
+
+def is_matrix(name: str, x: jax.typing.ArrayLike, batch: checks.Shape) -> bool:
+    """Whether noise is told by a matrix; by rates if it is () or of the shape of the labels."""
+    shape = jnp.shape(x)
+    if shape == batch and len(shape) == 2 and shape[0] == shape[1] and shape[0] > 1:
+        raise ValueError(f"{name}: expected a matrix or rates, got {shape}, the shape of both; flatten the batch")
+    return len(shape) == 2 and shape != batch
+
+
+def as_matrix(name: str, x: jax.typing.ArrayLike, size: int) -> jax.Array:
+    """T, (K, K), its rows distributions where that can be seen."""
+    matrix = checks.as_class_values(name, x)
+    checks.assert_shape(name, matrix, [(size, size)], f"() or (*batch,) rates, or a matrix ({size}, {size})")
+    if not isinstance(matrix, Tracer):
+        rows = np.asarray(matrix)
+        if not (np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=1e-3)):
+            raise ValueError(f"{name}: expected rows that are distributions, got sums {rows.sum(axis=1)}")
+    return matrix
+
+
+def _chosen(key: jax.Array, y: jax.Array, rate: jax.Array, size: int) -> jax.Array:
+    return (jax.random.uniform(key, y.shape, rate.dtype) < rate) & (y >= 0) & (y < size)

@@ -1,0 +1,82 @@
+"""Labels made wrong, and the ε that undoes it; and what bad input gets, here and in the losses."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ls import noise, smooth
+
+RNG = np.random.default_rng(0)
+
+
+def test_disturbed_labels_average_to_smoothed_ones():
+    n, size = 40_000, 5
+    labels = jnp.arange(n) % size
+    drawn = noise.disturb_labels(jax.random.key(0), labels, 0.3, num_classes=size)
+    seen = np.array([jnp.bincount(drawn[labels == k], length=size) for k in range(size)]) / (n / size)
+    np.testing.assert_allclose(seen, smooth(jnp.arange(size), 0.3).probs(size), atol=0.02)
+
+
+def test_flipped_labels_follow_their_matrix():
+    n, size = 40_000, 5
+    labels = jnp.arange(n, dtype=jnp.int16) % size
+    matrix = RNG.dirichlet(np.ones(size), size)
+    others = smooth(jnp.arange(size), 0.3, spread="others").probs(size)
+    for given, expected in ((matrix, matrix), (0.3, others)):
+        drawn = jax.jit(lambda y, given=given: noise.flip_labels(jax.random.key(1), y, given, num_classes=size))(labels)
+        assert drawn.dtype == labels.dtype
+        seen = np.array([jnp.bincount(drawn[labels == k], length=size) for k in range(size)]) / (n / size)
+        np.testing.assert_allclose(seen, expected, atol=0.02)
+
+
+def test_labels_that_name_no_class_stay():
+    labels, key = jnp.array([-1, 255, -100], jnp.int32), jax.random.key(0)
+    for given in (0.99, jnp.full((4, 4), 0.25)):
+        assert noise.flip_labels(key, labels, given, num_classes=4).tolist() == labels.tolist()
+    assert noise.disturb_labels(key, labels, 0.99, num_classes=4).tolist() == labels.tolist()
+    full = jnp.full(100, 127, jnp.int8)
+    assert 0 <= noise.flip_labels(key, full, 0.9, num_classes=128).min() < 127
+
+
+@hypothesis.given(st.sampled_from([2, 7]), st.floats(0, 0.49), st.floats(-1, 0.9))
+def test_optimal_smoothing_undoes_symmetric_noise(size, rate, clean):
+    r = noise.optimal_smoothing(rate, size, clean=clean)
+    if size == 2:
+        np.testing.assert_allclose(r, (clean - 2 * rate) / (1 - 2 * rate), rtol=1e-3, atol=1e-3)
+    flips = np.asarray(smooth(jnp.arange(size), rate, spread="others").probs(size), float)
+    smoothed = np.asarray(smooth(jnp.arange(size), r).probs(size), float)
+    np.testing.assert_allclose(flips @ smoothed, smooth(jnp.arange(size), clean).probs(size), atol=1e-4)
+
+
+Z, ONES, KEY = jnp.zeros((3, 4)), jnp.ones(3, int), jax.random.key(0)
+BAD = {
+    "noise: expected rates in": lambda: noise.forward_correction(Z, ONES, 1.0),
+    "noise: expected rates in .*-0.1": lambda: noise.backward_correction(Z, ONES, -0.1),
+    "relaxation: expected rates in": lambda: noise.label_relaxation(Z, ONES, 1.5),
+    r"relaxation: expected \(\) or \(3,\)": lambda: noise.label_relaxation(Z, ONES, jnp.full(4, 0.1)),
+    r"noise: expected .*matrix \(4, 4\)": lambda: noise.forward_correction(Z, ONES, jnp.eye(5)),
+    r"noise: expected .*got float32 \(4, 3\)": lambda: noise.backward_correction(Z, ONES, jnp.ones((4, 3))),
+    "noise: expected rows that are": lambda: noise.forward_correction(Z, ONES, jnp.eye(4) + 0.1),
+    "noise: expected a matrix or rates": lambda: noise.forward_correction(
+        jnp.zeros((4, 4, 4)), jnp.zeros((4, 4), int), jnp.eye(4)
+    ),
+    r"labels: expected integers \(3,\)": lambda: noise.forward_correction(Z, jnp.ones(4, int), 0.1),
+    r"labels: expected integers \(\*batch,\)": lambda: noise.bootstrap(Z, Z, 0.1),
+    'kind: expected "soft" | "hard"': lambda: noise.bootstrap(Z, ONES, 0.1, kind="firm"),
+    "noise: expected rows .*distributions": lambda: noise.flip_labels(KEY, ONES, 2 * jnp.eye(4), num_classes=4),
+    "labels: expected integers .*got float32": lambda: noise.disturb_labels(KEY, Z, 0.1, num_classes=4),
+    "rate: expected rates": lambda: noise.disturb_labels(KEY, ONES, 1.0, num_classes=4),
+    r"rate: expected \(\) or \(3,\)": lambda: noise.disturb_labels(KEY, ONES, jnp.full(2, 0.1), num_classes=4),
+    "num_classes: expected another class": lambda: noise.flip_labels(KEY, ONES, 0.1, num_classes=1),
+    r"noise_rate: expected rates in \[0, 0.5\)": lambda: noise.optimal_smoothing(0.5, 2),
+    "num_classes: expected at least 2": lambda: noise.optimal_smoothing(0.1, 1),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message):
+    with pytest.raises((AssertionError, ValueError, TypeError), match=message.replace("|", r"\|")):
+        BAD[message]()
