@@ -1,0 +1,194 @@
+"""Does p mean what it says: errors of calibration, proper scores, the temperature that mends most of it.
+
+Scores of nothing, an empty set or one that `where` leaves out, are NaN: no data must not read as a perfect model.
+So is the score of a set that holds a NaN, or a label that names no class, in an example that counts.
+
+What adds up over batches and devices is a sum: `Reliability` for confidence against accuracy, `Mean` for any loss
+of each example. Add them, and take the number at the end.
+
+    bins = bins + calibration.reliability(logits, labels)                  # bins.error(), bins.overconfidence
+    nll = nll + calibration.Mean.of(jax_ls.cross_entropy(logits, labels))  # nll.value
+
+Equal-mass bins and risk against coverage need all examples at once; bins add up with the `edges` of a first batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_ls.class_axis import AxisName
+from jax_ls.reliability import (
+    Array,
+    Binning,
+    Reliability,
+    as_examples,
+    classwise_reliability,
+    gathered,
+    judge,
+    ratio,
+    reliability,
+    total,
+)
+from jax_ls.scores import Mean, brier_score, negative_log_likelihood, squared_error
+from jax_ls.temperature import fit_temperature
+
+__all__ = [
+    "Mean",
+    "Reliability",
+    "area_under_risk_coverage",
+    "brier_score",
+    "classwise_calibration_error",
+    "classwise_reliability",
+    "expected_calibration_error",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "overconfidence",
+    "reliability",
+    "squared_error",
+]
+
+
+def expected_calibration_error(
+    logits: Array,
+    labels: Array,
+    *,
+    num_bins: int = 15,
+    binning: Binning = "width",
+    norm: float = 1,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """ECE, how far confidence is from accuracy: (Σ_b |B_b|/N |acc(B_b) − conf(B_b)|^norm)^(1/norm).
+
+    Args:
+      logits, labels, num_bins, binning, where, axis_name: as in `reliability`. Smoothed models say nearly the same of
+        all examples, and may lie in one bin of equal width: look at equal mass too.
+      norm: 1; 2, the root of the mean square; or `jnp.inf`, the largest gap of any bin (MCE).
+
+    Returns:
+      A number in [0, 1]. Where no confidence lies on an edge, that of torchmetrics, whose bins are [lo, hi), with one
+      more bin for confidences of exactly 1.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      TypeError, ValueError: `num_bins`, `binning`, `norm`.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]]))
+      >>> print(f"{calibration.expected_calibration_error(logits, jnp.array([0, 1, 1, 1])):.2f}")
+      0.35
+
+    References:
+      Guo et al., On Calibration of Modern Neural Networks, 2017; Nixon et al., 2019, for equal mass.
+    """
+    bins = reliability(logits, labels, num_bins=num_bins, binning=binning, where=where, axis_name=axis_name)
+    return bins.error(norm)
+
+
+def classwise_calibration_error(
+    logits: Array,
+    labels: Array,
+    *,
+    num_bins: int = 15,
+    binning: Binning = "width",
+    norm: float = 1,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Mean over classes of the calibration error of p_k, all of p and not its largest entry alone.
+
+    Args:
+      logits, labels, num_bins, binning, norm, where, axis_name: as in `expected_calibration_error`.
+
+    Returns:
+      A number in [0, 1]; most p_k are near 0, so that it falls as 1/K. `classwise_reliability(...).error()` has one a
+      class.
+
+    Raises:
+      AssertionError, TypeError, ValueError: as `expected_calibration_error`.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> calibration.classwise_calibration_error(jnp.zeros((4, 2)), jnp.array([0, 0, 0, 1])).tolist()
+      0.25
+
+    References:
+      Nixon et al., Measuring Calibration in Deep Learning, 2019; Kull et al., Beyond Temperature Scaling, 2019.
+    """
+    bins = classwise_reliability(logits, labels, num_bins=num_bins, binning=binning, where=where, axis_name=axis_name)
+    return jnp.mean(bins.error(norm))
+
+
+def overconfidence(
+    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+) -> jax.Array:
+    """Mean confidence less accuracy, the sign that an error of calibration has lost.
+
+    Args:
+      logits, labels, where, axis_name: as in `reliability`.
+
+    Returns:
+      A number in [−1, 1]: above 0 the model says more than it knows, below 0 less, as smoothed ones often do. Its
+      magnitude is the calibration error of one bin, the least that any bins give.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> print(f"{calibration.overconfidence(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([0])):.2f}")
+      -0.25
+
+    References:
+      Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    return reliability(logits, labels, num_bins=1, where=where, axis_name=axis_name).overconfidence
+
+
+def area_under_risk_coverage(
+    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+) -> jax.Array:
+    """AURC, the mean over n = 1 … N of the error rate among the n most confident predictions.
+
+    Args:
+      logits, labels, where, axis_name: as in `reliability`. Confidence is max p; examples that tie in it come in no
+        order, and count as the mean over all orders.
+
+    Returns:
+      A number in [0, 1]: 0 where all are right, near the error rate where confidence tells nothing.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2]]))
+      >>> calibration.area_under_risk_coverage(logits, jnp.array([0, 1])).tolist()  # right, wrong: (0/1 + 1/2) / 2
+      0.25
+
+    References:
+      Geifman, Uziel & El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, 2019.
+    """
+    z, y, kept = as_examples(logits, labels, where)
+    confidence, correct = (gathered(x, axis_name) for x in judge(z, y))
+    kept = gathered(kept, axis_name)
+    doubt = jnp.where(kept, -confidence, jnp.inf)
+    unknown = jnp.any(kept & jnp.isnan(confidence + correct))
+    doubt, wrong = jax.lax.sort((doubt, (correct < 1).astype(jnp.int32)), num_keys=1)
+    n = jnp.arange(1, doubt.size + 1, dtype=jnp.int32)
+    n, first, size, wrong_before, wrong_in = (x.astype(doubt.dtype) for x in (n, *_ties(doubt, wrong)))
+    among = wrong_before + (n - first) / size * wrong_in
+    count = jnp.sum(kept, dtype=jnp.int32)
+    area = ratio(total(jnp.where(n <= count.astype(n.dtype), among / n, 0)), count)
+    return jnp.where(unknown, jnp.nan, area)
+
+
+def _ties(values: jax.Array, marked: jax.Array) -> tuple[jax.Array, ...]:
+    """Of the run of equal values that each belongs to: start, length, how many are marked before it and in it."""
+    index = jnp.arange(values.size, dtype=jnp.int32)
+    differs = values[1:] != values[:-1]
+    true = jnp.ones((min(values.size, 1),), bool)
+    first = jax.lax.cummax(jnp.where(jnp.concatenate([true, differs]), index, 0))
+    end = jax.lax.cummin(jnp.where(jnp.concatenate([differs, true]), index + 1, values.size), reverse=True)
+    before = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(marked)])
+    return first, end - first, before[first], before[end] - before[first]

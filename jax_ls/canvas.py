@@ -1,0 +1,33 @@
+"""The look that all pictures share, and the axes that they are drawn on."""
+
+from typing import Any
+
+import numpy as np
+
+# Okabe and Ito's blue, vermilion, green and purple, told apart by all common kinds of colour vision.
+BLUE, VERMILION, GREEN, PURPLE = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+PALE = "#FBE7DB"
+MARKERS = ("o", "^", "s", "D")
+
+
+def numbers(x: Any) -> Any:
+    """An array of real numbers, of NumPy as matplotlib is."""
+    return np.asarray(x, float)
+
+
+def new_axes(ax: Any, size: tuple[float, float]) -> Any:
+    """The axes, or those of a new figure of `size` inches."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError('jax_ls.plotting: expected matplotlib; pip install "jax_ls[plot]" brings it') from error
+    return pyplot.subplots(figsize=size, dpi=120, layout="constrained")[1] if ax is None else ax
+
+
+def finish(axes: Any, **legend: Any) -> None:
+    """What the charts share."""
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(edgecolor="none", framealpha=0.85, fontsize=8.5, title_fontsize=8.5, alignment="left", **legend)

@@ -1,0 +1,271 @@
+"""Flax NNX adapters: what is learned while training, held in variables that are saved with the model.
+
+They belong in the model or beside it, and are updated in place within `nnx.jit`. The only module that imports Flax:
+
+    from jax_ls import nnx as ls_nnx
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_ls import online
+from jax_ls.adaptive import CalibrationController, CalibrationState
+from jax_ls.class_axis import AxisName
+from jax_ls.losses import cross_entropy
+from jax_ls.reliability import Reliability, reliability
+from jax_ls.scores import Mean, squared_error
+from jax_ls.targets import OneHot, Target
+
+Array = jax.typing.ArrayLike
+
+
+class SmoothingState(nnx.Variable):
+    """Variables that smoothing learns and the optimizer leaves alone: `nnx.split(model, nnx.Param, SmoothingState)`.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jax_ls.nnx import OnlineSmoothing, SmoothingState
+      >>> sorted(nnx.state(OnlineSmoothing(3), SmoothingState))
+      ['counts', 'matrix', 'sums']
+    """
+
+
+class OnlineSmoothing(nnx.Module):
+    """Online label smoothing in variables `matrix`, `sums`, `counts`; with `decay`, `matrix` and `decay`.
+
+    Args:
+      num_classes, first, decay, limit: as in `jax_ls.online.init`.
+
+    Raises:
+      TypeError, ValueError: as `jax_ls.online.init`.
+
+    Example:
+      >>> from jax_ls.nnx import OnlineSmoothing
+      >>> soft = OnlineSmoothing(2)
+      >>> soft.update(99 * jnp.eye(2), jnp.array([0, 1]))
+      >>> soft.next_epoch()
+      >>> soft.target(jnp.array([1])).probs(2).tolist()
+      [[0.0, 1.0]]
+
+    References:
+      Zhang et al., Delving Deep into Label Smoothing, 2021.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        first: Literal["zeros", "uniform"] = "zeros",
+        decay: float | None = None,
+        limit: int = 2**30,
+    ) -> None:
+        state = online.init(num_classes, first=first, decay=decay, limit=limit)
+        self.matrix = SmoothingState(state.matrix)
+        self.sums = None if state.sums is None else SmoothingState(state.sums)
+        self.counts = None if state.counts is None else SmoothingState(state.counts)
+        self.decay = None if state.decay is None else SmoothingState(state.decay)
+
+    @property
+    def state(self) -> online.OnlineState:
+        """What the variables hold now."""
+        return online.OnlineState(*(_value(x) for x in (self.matrix, self.sums, self.counts, self.decay)))
+
+    def target(self, labels: Array) -> Target:
+        """As `jax_ls.online.target`."""
+        return online.target(self.state, labels)
+
+    def update(
+        self, logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+    ) -> None:
+        """As `jax_ls.online.update`, in place."""
+        self._set(online.update(self.state, logits, labels, where=where, axis_name=axis_name))
+
+    def next_epoch(self) -> None:
+        """As `jax_ls.online.next_epoch`, in place."""
+        self._set(online.next_epoch(self.state))
+
+    def _set(self, state: online.OnlineState) -> None:
+        for name in ("matrix", "sums", "counts"):
+            if (variable := getattr(self, name)) is not None:
+                variable[...] = getattr(state, name)
+
+
+class SmoothingController(nnx.Module):
+    """An ε that follows calibration, in variables `smoothing` and `gap`.
+
+    Args:
+      controller: how it follows; `jax_ls.adaptive.CalibrationController()` if None. Its numbers become constants.
+
+    Example:
+      >>> from jax_ls.nnx import SmoothingController
+      >>> control = SmoothingController()
+      >>> control.update(jnp.array([[99.0, 0.0]]), jnp.array([1]))
+      >>> control.smoothing[...] > 0.1
+      Array(True, dtype=bool)
+    """
+
+    def __init__(self, controller: CalibrationController | None = None) -> None:
+        # A module is compiled with its constants: numbers, where arrays would be data.
+        self.controller = jax.tree.map(float, CalibrationController() if controller is None else controller)
+        state = self.controller.init()
+        self.smoothing = SmoothingState(state.smoothing)
+        self.gap = SmoothingState(state.gap)
+
+    def update(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        where: Array | None = None,
+        class_where: Array | None = None,
+        axis: int = -1,
+        axis_name: AxisName | None = None,
+    ) -> None:
+        """As `CalibrationController.update`, in place."""
+        options: dict[str, Any] = {"where": where, "class_where": class_where, "axis": axis, "axis_name": axis_name}
+        state = CalibrationState(self.smoothing[...], self.gap[...])
+        state = self.controller.update(state, logits, labels, **options)
+        self.smoothing[...], self.gap[...] = state.smoothing, state.gap
+
+
+class _Score(nnx.Metric):
+    """A score as variables of its sums, for `nnx.MultiMetric`: batches add up, and `compute` gives one number.
+
+    What it takes is what `flax.nnx.metrics.Accuracy` takes: others' arguments are let pass.
+    """
+
+    def __init__(self) -> None:
+        for name, x in vars(self._empty()).items():
+            setattr(self, name, nnx.metrics.MetricState(x))
+
+    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability | Mean:
+        raise NotImplementedError
+
+    def _empty(self) -> Any:
+        return self._measure(jnp.zeros((0, 1)), jnp.zeros((0,), jnp.int32), None)
+
+    @property
+    def sums(self) -> Any:
+        """What the variables hold now."""
+        empty = jax.eval_shape(self._empty)
+        return type(empty)(**{name: getattr(self, name)[...] for name in vars(empty)})
+
+    def update(
+        self,
+        *,
+        logits: Array,
+        labels: Array,
+        where: Array | None = None,
+        mask: Array | None = None,
+        axis_name: AxisName | None = None,
+        **_: Any,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+          logits, labels: z (*batch, K) and integers (*batch,).
+          where: boolean (*batch,), the examples that count.
+          mask: the same as Flax calls it, numbers too; where both are given, both must hold.
+          axis_name: mesh axes that the examples are split over, inside `jax.shard_map`.
+        """
+        if mask is not None:
+            held = jnp.asarray(mask).astype(bool)
+            where = held if where is None else held & jnp.asarray(where)
+        batch = self._measure(logits, labels, where)
+        self._set(self.sums + (batch if axis_name is None else batch.psum(axis_name)))
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        self._set(self._empty())
+
+    def _set(self, sums: Reliability | Mean) -> None:
+        for name, x in vars(sums).items():
+            getattr(self, name)[...] = x
+
+
+class CalibrationError(_Score):
+    """`jax_ls.calibration.expected_calibration_error` of all batches, in bins of equal width; NaN before the first.
+
+    Args:
+      num_bins, norm: as there.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jax_ls.nnx import BrierScore, CalibrationError
+      >>> metrics = nnx.MultiMetric(ece=CalibrationError(), brier=BrierScore())
+      >>> metrics.update(logits=jnp.zeros((4, 2)), labels=jnp.array([0, 0, 0, 1]))
+      >>> {name: value.item() for name, value in metrics.compute().items()}
+      {'ece': 0.25, 'brier': 0.5}
+    """
+
+    def __init__(self, *, num_bins: int = 15, norm: float = 1) -> None:
+        self.num_bins, self.norm = num_bins, norm
+        self._empty().error(norm)  # a norm that does not exist raises now
+        super().__init__()
+
+    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
+        return reliability(logits, labels, num_bins=self.num_bins, where=where)
+
+    def compute(self) -> jax.Array:
+        """The error of all batches since the last reset."""
+        return self.sums.error(self.norm)
+
+
+class Overconfidence(_Score):
+    """Mean confidence less accuracy, `jax_ls.calibration.overconfidence`, of all batches; NaN before the first.
+
+    Example:
+      >>> from jax_ls.nnx import Overconfidence
+      >>> score = Overconfidence()
+      >>> score.update(logits=jnp.zeros((2, 4)), labels=jnp.array([0, 3]))
+      >>> print(f"{score.compute():.4f}")
+      -0.2500
+    """
+
+    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
+        return reliability(logits, labels, num_bins=1, where=where)
+
+    def compute(self) -> jax.Array:
+        """The excess of all batches since the last reset."""
+        return self.sums.overconfidence
+
+
+class NegativeLogLikelihood(_Score):
+    """`jax_ls.calibration.negative_log_likelihood` of all batches, in nats an example; NaN before the first.
+
+    Example:
+      >>> from jax_ls.nnx import NegativeLogLikelihood
+      >>> score = NegativeLogLikelihood()
+      >>> score.update(logits=jnp.zeros((2, 4)), labels=jnp.array([0, 3]))
+      >>> print(f"{score.compute():.4f}")
+      1.3863
+    """
+
+    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
+        return Mean.of(cross_entropy(logits, OneHot(jnp.asarray(labels)), where=where), where)
+
+    def compute(self) -> jax.Array:
+        """The mean of all batches since the last reset."""
+        return self.sums.value
+
+
+class BrierScore(NegativeLogLikelihood):
+    """`jax_ls.calibration.brier_score` of all batches, from 0 to 2; NaN before the first.
+
+    Example:
+      >>> from jax_ls.nnx import BrierScore
+      >>> score = BrierScore()
+      >>> score.update(logits=jnp.zeros((2, 4)), labels=jnp.array([0, 3]))
+      >>> print(f"{score.compute():.4f}")
+      0.7500
+    """
+
+    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
+        return Mean.of(squared_error(logits, labels, where=where), where)
+
+
+def _value(variable: SmoothingState | None) -> Any:
+    return None if variable is None else variable[...]

@@ -1,0 +1,114 @@
+"""The last layer's inputs, seen in the plane of three classes' templates."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jax_ls import checks
+from jax_ls.canvas import COLOURS, MARKERS, finish, new_axes, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = jax.typing.ArrayLike
+
+
+def penultimate_projection(
+    features: Array, kernel: Array, *, bias: Array | None = None, classes: Sequence[int] = (0, 1, 2)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features, and templates of three classes, in the plane through those templates.
+
+    Coordinates are x·e₁ and x·e₂, for e an orthonormal basis of the plane's directions, w₁ − w₀ and w₂ − w₀. With a
+    bias, the templates are (w_k, b_k) and the features (x, 1), so that their product is the logit.
+
+    Args:
+      features: inputs of the last layer, (N, D).
+      kernel: its weights, (D, C) as in Flax; column k is the template of class k.
+      bias: (C,).
+      classes: the three.
+
+    Returns:
+      Features (N, 2) and templates (3, 2), the mean template in the origin of both.
+
+    Raises:
+      AssertionError: shapes that do not fit, by name.
+      ValueError: `classes` that are not three of [0, C).
+
+    Example:
+      >>> from jax_ls import plotting
+      >>> points, templates = plotting.penultimate_projection(np.eye(3), np.eye(3))
+      >>> np.allclose(np.linalg.norm(points - points[[1, 2, 0]], axis=1), 2**0.5)
+      True
+
+    References:
+      Müller et al., When Does Label Smoothing Help?, 2019.
+    """
+    x, w = numbers(features), numbers(kernel)
+    checks.assert_rank("features", x, 2, "numbers (N, D)")
+    checks.assert_shape("kernel", w, [(x.shape[1], w.shape[-1])], f"({x.shape[1]}, C), a column a class")
+    if bias is not None:
+        b = numbers(bias)
+        checks.assert_shape("bias", b, [(w.shape[1],)], f"({w.shape[1]},), a number a class")
+        w, x = np.vstack([w, b]), np.hstack([x, np.ones((len(x), 1))])
+    chosen = [int(k) for k in classes]
+    if len(set(chosen)) != 3 or not all(0 <= k < w.shape[1] for k in chosen):
+        raise ValueError(f"classes: expected three of [0, {w.shape[1]}), got {classes!r}")
+    three = w[:, chosen].T
+    basis, _ = np.linalg.qr((three[1:] - three[0]).T)
+    centre = three.mean(axis=0)
+    return (x - centre) @ basis, (three - centre) @ basis
+
+
+def plot_penultimate(
+    features: Array,
+    labels: Array,
+    kernel: Array,
+    *,
+    bias: Array | None = None,
+    classes: Sequence[int] = (0, 1, 2),
+    names: Sequence[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Examples of three classes in the plane of their templates: smoothing draws each class into a tight cluster.
+
+    Args:
+      features, kernel, bias, classes: as in `penultimate_projection`.
+      labels: integers (N,); examples of other classes are left out.
+      names: of the three classes; their numbers if None.
+      ax: matplotlib axes to draw on; a new figure if None.
+
+    Returns:
+      The axes. Dotted lines point to the templates.
+
+    Raises:
+      AssertionError: shapes that do not fit, by name.
+      ImportError: matplotlib is missing.
+      ValueError: `classes` that are not three of [0, C).
+
+    Example:
+      >>> from jax_ls import plotting
+      >>> plotting.plot_penultimate(np.eye(3), np.arange(3), np.eye(3)).get_title()
+      'Penultimate layer'
+
+    References:
+      Müller et al., When Does Label Smoothing Help?, 2019.
+    """
+    points, templates = penultimate_projection(features, kernel, bias=bias, classes=classes)
+    y: Any = np.asarray(labels)
+    checks.assert_shape("labels", y, [points.shape[:1]], f"{points.shape[:1]}, a label for each row of features")
+    axes = new_axes(ax, (4.8, 4.6))
+    shown = points[np.isin(y, classes)]
+    size = np.abs(shown).max() if len(shown) else 1.0
+    for k, name, template, colour, marker in zip(classes, names or classes, templates, COLOURS, MARKERS, strict=False):
+        tip = template / np.linalg.norm(template) * size * 1.05
+        axes.plot([0, tip[0]], [0, tip[1]], ":", color=colour, lw=1.4, zorder=1)
+        style = {"color": colour, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
+        axes.scatter(*points[y == k].T, label=f"{name}" if names else f"class {name}", **style)
+    axes.plot([], [], ":", color="0.4", label="towards the template")
+    unit = "units of the features"
+    axes.set(title="Penultimate layer", xlabel=f"in the templates' plane ({unit})", ylabel=f"across it ({unit})")
+    axes.set_aspect("equal", adjustable="datalim")
+    finish(axes)
+    return axes

@@ -1,0 +1,254 @@
+"""Pictures of what smoothing does: targets, calibration, sweeps, clusters. They need the extra `jax_ls[plot]`.
+
+Each takes the axes to draw on, or makes a figure, and returns the axes: titles, limits and scales remain yours. Arrays
+are drawn as they are now, outside `jit`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import numpy as np
+
+from jax_ls import checks
+from jax_ls.algebra import Target
+from jax_ls.canvas import BLUE, COLOURS, MARKERS, PALE, VERMILION, finish, new_axes, numbers
+from jax_ls.penultimate import penultimate_projection, plot_penultimate
+from jax_ls.reliability import Reliability
+from jax_ls.targets import as_target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "penultimate_projection",
+    "plot_confidence",
+    "plot_penultimate",
+    "plot_reliability",
+    "plot_sweep",
+    "plot_targets",
+]
+
+Array = jax.typing.ArrayLike
+
+# More cells than this have no room for their numbers.
+WRITTEN = 12
+
+
+def plot_targets(
+    target: Target | Array,
+    num_classes: int | None = None,
+    *,
+    rows: Sequence[object] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Heat map of targets: a row an example, a column a class, the numbers written in where they fit.
+
+    Args:
+      target: a `Target` of (N,) examples, probabilities (N, K), or integers (N,).
+      num_classes: K, unless the target is probabilities.
+      rows: (N,) names of the rows, the labels for one; their numbers if None.
+      ax: matplotlib axes to draw on; a new figure if None.
+
+    Returns:
+      The axes.
+
+    Raises:
+      AssertionError: a target that is not one of (N,) examples.
+      ImportError: matplotlib is missing.
+      TypeError, ValueError: `num_classes`.
+
+    Example:
+      >>> from jax_ls import plotting
+      >>> plotting.plot_targets(smooth(jnp.arange(5), 0.1), 5).get_xlabel()
+      'class $k$'
+    """
+    if not isinstance(target, Target):
+        target = np.asarray(target)
+        if np.issubdtype(target.dtype, np.floating) and num_classes is None:
+            num_classes = target.shape[-1]
+    q: Any = np.asarray(as_target(target).probs(checks.check_size("num_classes", num_classes)))
+    checks.assert_rank("target", q, 2, "targets of (N,) examples")
+    axes = new_axes(ax, (1.5 + 0.45 * min(q.shape[1], 10), 0.9 + 0.4 * min(q.shape[0], 10)))
+    image = axes.imshow(q, cmap="cividis", vmin=min(0, q.min()), vmax=q.max(), aspect="auto")
+    if max(q.shape) <= WRITTEN:
+        middle = (image.norm.vmin + image.norm.vmax) / 2
+        for (row, column), value in np.ndenumerate(q):
+            text = f"{value:.3f}".rstrip("0").rstrip(".").replace("0.", ".", 1) or "0"
+            ink = "black" if value > middle else "white"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7.5)
+        axes.set(xticks=range(q.shape[1]), yticks=range(q.shape[0]))
+    if rows is not None:
+        axes.set_yticks(range(q.shape[0]), [str(row) for row in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(title="Smoothed targets", xlabel="class $k$", ylabel="example" if rows is None else "label $y$")
+    axes.figure.colorbar(image, ax=axes, label="target probability $q_k$")
+    return axes
+
+
+def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
+    """Accuracy against confidence, the gap of each bin from the diagonal, and above it how many predictions it holds.
+
+    Args:
+      bins: of `calibration.reliability`.
+      ax: matplotlib axes to draw on; a new figure if None. The counts stand in axes of their own on top of it.
+
+    Returns:
+      The axes.
+
+    Raises:
+      AssertionError: the bins of many classes or models at once.
+      ImportError: matplotlib is missing.
+
+    Example:
+      >>> from jax_ls import calibration, plotting
+      >>> bins = calibration.reliability(jnp.array([[2.0, 0.0]]), jnp.array([0]))
+      >>> plotting.plot_reliability(bins).get_ylabel()
+      'accuracy'
+
+    References:
+      Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    edges, count, confidence, accuracy = _drawn(bins)
+    axes = new_axes(ax, (4.6, 5.6))
+    full = (count > 0) & (np.diff(edges) > 0)
+    left, width = edges[:-1][full], np.diff(edges)[full]
+    confidence, accuracy = confidence[full], accuracy[full]
+    box = {"width": width, "align": "edge"}
+    axes.bar(left, accuracy, **box, color=BLUE, edgecolor="white", lw=0.8, label="accuracy")
+    gap = {"facecolor": PALE, "edgecolor": VERMILION, "hatch": "////", "lw": 0.8, "label": "gap to confidence"}
+    axes.bar(left, confidence - accuracy, **box, bottom=accuracy, **gap)
+    axes.hlines(accuracy, left, left + width, color=BLUE, lw=2.5)
+    axes.plot([0, 1], [0, 1], ":", color="0.25", lw=1.4, label="calibrated")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    error, excess = float(bins.error()), float(bins.overconfidence)
+    sense = "over" if excess > 0 else "under"
+    title = f"ECE {error:.1%}; {sense}confident by {abs(excess):.1%}" if count.sum() else "no predictions"
+    finish(axes, title=title, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    _counts(axes, left, width, count[full])
+    return axes
+
+
+def plot_confidence(
+    bins: Reliability, *, label: str | None = None, colour: str | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Histogram of confidence, its mean (dashed) and the accuracy (solid). Draw several models on the same axes.
+
+    Args:
+      bins: of `calibration.reliability`; more of them (`num_bins=50`) show more.
+      label: name of the model in the legend.
+      colour: of matplotlib; the next of a palette for the colour-blind if None.
+      ax: matplotlib axes to draw on; a new figure if None.
+
+    Returns:
+      The axes.
+
+    Raises:
+      AssertionError: the bins of many classes or models at once.
+      ImportError: matplotlib is missing.
+
+    Example:
+      >>> from jax_ls import calibration, plotting
+      >>> bins = calibration.reliability(jnp.array([[2.0, 0.0]]), jnp.array([0]))
+      >>> plotting.plot_confidence(bins, label="plain").get_xlabel()
+      'confidence'
+
+    References:
+      Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    edges, count, _, _ = _drawn(bins)
+    axes = new_axes(ax, (5.2, 3.6))
+    colour = colour or COLOURS[len(axes.patches) // 2 % len(COLOURS)]
+    total = max(count.sum(), 1)
+    axes.stairs(count / total, edges, fill=True, color=colour, alpha=0.3, lw=0)
+    mean, right = float(np.sum(bins.confidence_sum)) / total, float(np.sum(bins.correct)) / total
+    name = "" if label is None else f"{label}: "
+    axes.stairs(count / total, edges, color=colour, lw=1.4)
+    axes.axvline(mean, color=colour, ls="--", lw=1.6, label=f"{name}mean confidence {mean:.1%}")
+    axes.axvline(right, color=colour, ls="-", lw=1.6, label=f"{name}accuracy {right:.1%}")
+    axes.set(xlabel="confidence", ylabel="share of the predictions", xlim=(0, 1))
+    finish(axes)
+    return axes
+
+
+def plot_sweep(
+    smoothing: Array,
+    values: Array,
+    *,
+    metric: str = "accuracy",
+    best: Literal["max", "min"] = "max",
+    label: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """A metric against ε: the mean over seeds, its standard error, every run as a dot, and a ring around the best mean.
+
+    Args:
+      smoothing: ε, (E,).
+      values: of the metric, (E,) or (E, seeds); runs of NaN, which diverged, are left out.
+      metric: its name and unit, for the axis.
+      best: whether the largest or the smallest is best.
+      label: name of the curve in the legend.
+      ax: matplotlib axes to draw on, more curves than one if you like; a new figure if None.
+
+    Returns:
+      The axes.
+
+    Raises:
+      AssertionError: shapes that do not fit, by name.
+      ImportError: matplotlib is missing.
+      ValueError: `best`.
+
+    Example:
+      >>> from jax_ls import plotting
+      >>> plotting.plot_sweep([0.0, 0.1], [[0.90, 0.91], [0.93, 0.92]]).get_ylabel()
+      'accuracy'
+    """
+    checks.check_option("best", best, ("max", "min"))
+    epsilon, runs = numbers(smoothing), numbers(values)
+    checks.assert_rank("smoothing", epsilon, 1, "numbers (E,)")
+    runs = runs[:, None] if runs.ndim == 1 else runs
+    checks.assert_shape("values", runs, [(epsilon.size, runs.shape[-1])], f"({epsilon.size},) or ({epsilon.size}, S)")
+    order = np.argsort(epsilon)
+    epsilon, runs = epsilon[order], runs[order]
+    count = np.sum(np.isfinite(runs), axis=-1)
+    mean = np.array([run[np.isfinite(run)].mean() if n else np.nan for run, n in zip(runs, count, strict=True)])
+    spread = [np.nanstd(run, ddof=1) / n**0.5 if n > 1 else 0.0 for run, n in zip(runs, count, strict=True)]
+    axes = new_axes(ax, (5.2, 3.6))
+    colour, marker = (options[len(axes.containers) % len(COLOURS)] for options in (COLOURS, MARKERS))
+    name = label or ("mean ± standard error" if runs.shape[-1] > 1 else None)
+    style = {"color": colour, "marker": marker, "ms": 5, "capsize": 3, "lw": 1.4}
+    axes.errorbar(epsilon, mean, yerr=spread, label=name, **style)
+    if runs.shape[-1] > 1:
+        axes.plot(epsilon, runs, ".", color=colour, alpha=0.3, ms=5, mew=0)
+    if np.any(count):
+        top = np.nanargmax(mean) if best == "max" else np.nanargmin(mean)
+        told = f"best: ε = {epsilon[top]:.3g}, {mean[top]:.4g}"
+        ring = {"mfc": "none", "mec": colour, "mew": 2, "ms": 13}
+        axes.plot(epsilon[top], mean[top], "o", label=told, **ring)
+    axes.set(xlabel="smoothing ε", ylabel=metric)
+    finish(axes)
+    return axes
+
+
+def _drawn(bins: Reliability) -> tuple[np.ndarray, ...]:
+    """Edges, count, confidence and accuracy of one set of bins."""
+    checks.assert_rank("bins", bins.count, 1, "the bins of one model, count (B,)")
+    return tuple(np.asarray(x, float) for x in (bins.edges, bins.count, bins.confidence, bins.accuracy))
+
+
+def _counts(axes: Any, left: np.ndarray, width: np.ndarray, count: np.ndarray) -> None:
+    """How many predictions each bin holds, on a logarithmic scale, on top of the axes."""
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+    top = make_axes_locatable(axes).append_axes("top", size="22%", pad=0.08, sharex=axes)
+    top.bar(left, count, width, align="edge", color="0.6", edgecolor="white", lw=0.8, log=True)
+    narrow = width.size > 0 and width.min() < 0.06
+    for x, n in zip(left + width / 2, count, strict=True):
+        text = f"{n:.0f}" if n < 1000 else f"{n / 1000:.1f}k" if n < 1e6 else f"{n / 1e6:.1f}M"
+        place = {"textcoords": "offset points", "ha": "center", "va": "bottom", "rotation": 90 if narrow else 0}
+        top.annotate(text, (x, n), (0, 2), fontsize=6.5, **place)
+    # Room for the numbers, which say what ticks would.
+    top.set(ylabel="count", ylim=(0.5, max(count.max(initial=1), 10) ** 1.5))
+    top.tick_params(left=False, labelleft=False, labelbottom=False, which="both")
+    top.spines[["top", "right", "left"]].set_visible(False)

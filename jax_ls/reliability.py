@@ -1,0 +1,294 @@
+"""Confidence against accuracy, bin by bin, as sums: batches and devices add up, and one number comes out at the end."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jax_ls import checks
+from jax_ls.class_axis import AxisName, saved
+
+__all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
+
+Array = jax.typing.ArrayLike
+Binning = Literal["width", "mass"]
+
+# Examples that are summed one after the other in float32; what they give is summed in a second go.
+BLOCK = 1024
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Bins of predictions by their confidence; bin b holds what lies in (edges[b], edges[b + 1]].
+
+    `a + b` is the reliability of both sets together, if they share their edges; `psum` is that of all devices. A
+    prediction of NaN, or a label that names no class, makes the confidence of its bin NaN, and all errors with it.
+
+    Args:
+      edges: (*classes, B + 1), ascending.
+      count: integers (*classes, B), the predictions in each bin.
+      correct: integers (*classes, B), those of them that are right.
+      confidence_sum: (*classes, B), Σ of their confidence.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]]))
+      >>> bins = calibration.reliability(logits, jnp.array([0, 1, 1, 1]), num_bins=4)
+      >>> bins.count.tolist(), bins.correct.tolist()
+      ([0, 0, 2, 2], [0, 0, 1, 2])
+      >>> print(f"{bins.error():.2f} {(bins + bins).error():.2f}")
+      0.15 0.15
+    """
+
+    edges: jax.Array
+    count: jax.Array
+    correct: jax.Array
+    confidence_sum: jax.Array
+
+    @property
+    def confidence(self) -> jax.Array:
+        """Mean confidence of each bin; NaN where it is empty."""
+        return ratio(self.confidence_sum, self.count)
+
+    @property
+    def accuracy(self) -> jax.Array:
+        """Share of right predictions in each bin; NaN where it is empty."""
+        return ratio(self.correct, self.count)
+
+    @property
+    def share(self) -> jax.Array:
+        """Share of all predictions that each bin holds; NaN where there are none."""
+        return ratio(self.count, jnp.sum(self.count, axis=-1, keepdims=True))
+
+    @property
+    def overconfidence(self) -> jax.Array:
+        """Mean confidence less accuracy, whatever the bins; below 0 for an underconfident model, NaN for no data."""
+        return ratio(jnp.sum(self._excess, axis=-1), jnp.sum(self.count, axis=-1))
+
+    @property
+    def _excess(self) -> jax.Array:
+        """Σ (confidence − correct) of each bin."""
+        return self.confidence_sum - self.correct.astype(self.confidence_sum.dtype)
+
+    def error(self, norm: float = 1) -> jax.Array:
+        """(Σ_b share_b |accuracy_b − confidence_b|^norm)^(1/norm), the largest gap for `inf`; NaN for no data."""
+        if norm not in (1, 2, np.inf):
+            raise ValueError(f"norm: expected 1 | 2 | inf, got {norm!r}")
+        total = jnp.sum(self.count, axis=-1)
+        gap = jnp.abs(self._excess) / jnp.maximum(self.count, 1).astype(self._excess.dtype)
+        if norm == np.inf:
+            return jnp.where(total > 0, jnp.max(gap, axis=-1), jnp.nan)
+        if norm == 1:
+            return ratio(jnp.sum(jnp.abs(self._excess), axis=-1), total)
+        square = ratio(jnp.sum(jnp.abs(self._excess) * gap, axis=-1), total)
+        # The slope of a root at 0 is infinite.
+        return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+    def psum(self, axis_name: AxisName) -> "Reliability":
+        """That of the predictions of all devices, inside `jax.shard_map`."""
+        sums = jax.lax.psum((self.count, self.correct, self.confidence_sum), axis_name)
+        return Reliability(self.edges, *sums)
+
+    def __add__(self, other: "Reliability") -> "Reliability":
+        if not isinstance(other, Reliability):
+            return NotImplemented
+        checks.assert_shape("edges", other.edges, [self.edges.shape], f"{self.edges.shape}, as on the left of +")
+        same = jnp.all(self.edges == other.edges)
+        if not isinstance(same, Tracer) and not same:
+            raise ValueError("edges: expected the same edges on both sides of +; give those of the first to the second")
+        confidence_sum = self.confidence_sum + other.confidence_sum
+        return Reliability(
+            self.edges,
+            self.count + other.count,
+            self.correct + other.correct,
+            jnp.where(same, confidence_sum, jnp.nan),
+        )
+
+
+def reliability(
+    logits: Array,
+    labels: Array,
+    *,
+    num_bins: int = 15,
+    binning: Binning = "width",
+    edges: Array | None = None,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+) -> Reliability:
+    """How often predictions of each confidence are right: p_ŷ of ŷ = argmax_k z_k, in bins (lo, hi].
+
+    Args:
+      logits: z, real numbers (*batch, K).
+      labels: y, integers (*batch,).
+      num_bins: B.
+      binning: "width", edges b/B; or "mass", edges at the b/B quantiles of this very batch, so that bins are equally
+        full but for ties, which stay together.
+      edges: ascending (B + 1,) instead, those of an earlier batch for one: quantiles then add up too.
+      where: boolean (*batch,), the examples that count.
+      axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
+
+    Returns:
+      A `Reliability`; of the predictions that tie, the first counts, as in `jnp.argmax`.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      TypeError, ValueError: `num_bins`, `binning`.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> bins = calibration.reliability(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([1]), num_bins=2)
+      >>> bins.count.tolist(), bins.accuracy.tolist(), f"{bins.confidence[1]:.2f}"
+      ([0, 1], [nan, 0.0], '0.80')
+
+    References:
+      Guo et al., On Calibration of Modern Neural Networks, 2017; equal mass: Nixon et al., 2019.
+    """
+    z, y, kept = as_examples(logits, labels, where)
+    confidence, correct = judge(z, y)
+    bins = _binned(confidence, correct, kept, num_bins, binning, edges, axis_name)
+    return bins if axis_name is None else bins.psum(axis_name)
+
+
+def classwise_reliability(
+    logits: Array,
+    labels: Array,
+    *,
+    num_bins: int = 15,
+    binning: Binning = "width",
+    edges: Array | None = None,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+) -> Reliability:
+    """How often class k is the label where it is given the probability p_k: the bins of every class, (K, B).
+
+    Args:
+      logits, labels, num_bins, binning, where, axis_name: as in `reliability`.
+      edges: (B + 1,) for all classes, or (K, B + 1).
+
+    Returns:
+      A `Reliability` with one row a class.
+
+    Raises:
+      AssertionError, TypeError, ValueError: as `reliability`.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> bins = calibration.classwise_reliability(jnp.zeros((4, 2)), jnp.array([0, 0, 0, 1]), num_bins=2)
+      >>> bins.accuracy.tolist(), bins.error().tolist()
+      ([[0.75, nan], [0.25, nan]], [0.25, 0.25])
+
+    References:
+      Nixon et al., Measuring Calibration in Deep Learning, 2019; Kull et al., Beyond Temperature Scaling, 2019.
+    """
+    z, y, kept = as_examples(logits, labels, where)
+    p, known = jax.nn.softmax(z, axis=-1), is_known(y, z)
+    each = None if edges is None or jnp.ndim(edges) == 1 else jnp.asarray(edges)
+    if each is not None:
+        checks.assert_shape("edges", each, [(z.shape[-1], each.shape[-1])], f"(B + 1,) or ({z.shape[-1]}, B + 1)")
+
+    def of_class(k: jax.Array) -> Reliability:
+        hit = jnp.where(known, (y == k).astype(z.dtype), jnp.nan)
+        own = edges if each is None else each[k]
+        return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, axis_name)
+
+    # One by one, for the bins of all classes at once would take several times the memory of the logits.
+    bins = jax.lax.map(of_class, jnp.arange(z.shape[-1], dtype=y.dtype))
+    return bins if axis_name is None else bins.psum(axis_name)
+
+
+def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits (N, K) in float32 or wider, labels (N,) and booleans (N,); zeros where an example does not count."""
+    z = checks.as_logits("logits", logits)
+    z = z.astype(checks.wide(z.dtype))
+    y = checks.as_labels("labels", labels)
+    checks.assert_batch("labels", y, z)
+    size, batch = z.shape[-1], y.shape
+    z, y = z.reshape(y.size, size), y.reshape(-1)
+    if where is None:
+        return z, y, jnp.ones(y.shape, bool)
+    kept = checks.as_where("where", where, batch).reshape(-1)
+    return jnp.where(kept[:, None], z, 0), jnp.where(kept, y, 0), kept
+
+
+def judge(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """max_k p_k and whether that class is the label, as a number: NaN for a label that names no class."""
+    top = saved(jnp.max(z, axis=-1))
+    confidence = 1 / saved(jnp.sum(jnp.exp(z - top[:, None]), axis=-1))
+    # K less the first class that reaches the top, as a maximum of real numbers: XLA on CPU takes five times as long
+    # over an argmax. The barrier keeps it from writing z − top out for the two to share.
+    constant, behind = jax.lax.stop_gradient((z, jax.lax.optimization_barrier(top)))
+    rank = jax.lax.optimization_barrier(jnp.arange(z.shape[-1], 0, -1, dtype=z.dtype))
+    first = jnp.max(rank[None] + (constant - behind[:, None]) * jnp.finfo(z.dtype).max, axis=-1)
+    hit = first == (z.shape[-1] - y).astype(z.dtype)
+    return confidence, jnp.where(is_known(y, z), hit.astype(z.dtype), jnp.nan)
+
+
+def total(x: jax.Array) -> jax.Array:
+    """Σ x over (N,), in two goes, for a long sum in float32 to keep its digits."""
+    return jnp.sum(saved(jnp.sum(jnp.pad(x, (0, -x.size % BLOCK)).reshape(-1, BLOCK), axis=-1)))
+
+
+def gathered(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """(N,) of all devices."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def is_known(y: jax.Array, z: jax.Array) -> jax.Array:
+    """Whether labels (N,) name one of the classes of logits (N, K)."""
+    return (y >= 0) & (y < z.shape[-1])
+
+
+def ratio(sums: jax.Array, count: jax.Array) -> jax.Array:
+    """sums / count; NaN where nothing was counted."""
+    dtype = sums.dtype if jnp.issubdtype(sums.dtype, jnp.floating) else jnp.result_type(float)
+    return jnp.where(count > 0, sums.astype(dtype) / jnp.maximum(count, 1).astype(dtype), jnp.nan)
+
+
+def _binned(
+    confidence: jax.Array,
+    correct: jax.Array,
+    kept: jax.Array,
+    num_bins: int,
+    binning: Binning,
+    edges: Array | None,
+    axis_name: AxisName | None,
+) -> Reliability:
+    """Sums over the (N,) predictions of this device; quantiles are those of all."""
+    checks.check_option("binning", binning, ("width", "mass"))
+    size = checks.check_size("num_bins", num_bins)
+    if edges is not None:
+        edges = checks.as_class_values("edges", edges).astype(confidence.dtype)
+        checks.assert_rank("edges", edges, 1, "ascending numbers (B + 1,)")
+        size = checks.check_size("len(edges) - 1", edges.size - 1)
+    elif binning == "mass":
+        edges = _quantiles(confidence, kept, size, axis_name)
+    else:
+        # Divided in float64, so that an edge is the float32 nearest to b/B, as 1/K and 1 are.
+        edges = jnp.asarray(np.arange(size + 1) / size, confidence.dtype)
+    inner = jax.lax.stop_gradient(edges[1:-1])
+    index = jnp.sum(confidence[:, None] > inner[None], axis=-1, dtype=jnp.int32)
+    # A row of bins for each block: a sum of a million numbers near 0.92 in float32 would be off by a hundredth.
+    block = jnp.arange(index.size, dtype=jnp.int32) // BLOCK
+    blocks = -(-index.size // BLOCK)
+
+    def sums(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.zeros((blocks, size), x.dtype).at[block, index].add(x), axis=0)
+
+    known = jnp.where(jnp.isnan(correct), jnp.nan, confidence)
+    parts = [kept.astype(jnp.int32), (kept & (correct > 0)).astype(jnp.int32), jnp.where(kept, known, 0)]
+    return Reliability(edges, *map(sums, parts))
+
+
+def _quantiles(confidence: jax.Array, kept: jax.Array, num_bins: int, axis_name: AxisName | None) -> jax.Array:
+    """0, the ceil(n b / B)-th smallest confidences of the n that count, and 1."""
+    values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), axis_name)
+    count = jnp.sum(gathered(kept, axis_name), dtype=jnp.int32)
+    b = jnp.arange(1, num_bins, dtype=jnp.int32)
+    rank = count // num_bins * b + (count % num_bins * b + num_bins - 1) // num_bins
+    inner = jnp.sort(values)[jnp.maximum(rank, 1) - 1] if values.size else jnp.ones(b.shape, values.dtype)
+    ends = jnp.arange(2, dtype=values.dtype)
+    return jnp.concatenate([ends[:1], jnp.minimum(inner, 1), ends[1:]])

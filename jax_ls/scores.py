@@ -1,0 +1,136 @@
+"""Proper scores: what a prediction of probabilities costs, the least for the true ones; and means that add up."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jax_ls import checks
+from jax_ls.class_axis import AxisName, multiply
+from jax_ls.losses import cross_entropy
+from jax_ls.reliability import Array, as_examples, ratio, total
+from jax_ls.targets import OneHot
+
+__all__ = ["Mean", "brier_score", "negative_log_likelihood", "squared_error"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """A mean as its sums: `a + b` is that of both sets together, `psum` that of all devices, `value` the number.
+
+    Args:
+      sum: Σ of the losses that count.
+      count: integer, how many they are.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> batches = jnp.array([1.0, 2.0]), jnp.array([6.0])
+      >>> (calibration.Mean.of(batches[0]) + calibration.Mean.of(batches[1])).value.tolist()
+      3.0
+    """
+
+    sum: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, losses: Array, where: Array | None = None) -> "Mean":
+        """Of losses of any shape, those of them that boolean `where` of that shape keeps."""
+        x = checks.as_weight("losses", losses)
+        kept = jnp.ones(x.shape, bool) if where is None else checks.as_where("where", where, x.shape)
+        return cls(total(multiply(kept.astype(x.dtype), x).reshape(-1)), jnp.sum(kept, dtype=jnp.int32))
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean; NaN where nothing was counted."""
+        return ratio(self.sum, self.count)
+
+    def psum(self, axis_name: AxisName) -> "Mean":
+        """That of all devices, inside `jax.shard_map`."""
+        return Mean(*jax.lax.psum((self.sum, self.count), axis_name))
+
+    def __add__(self, other: "Mean") -> "Mean":
+        if not isinstance(other, Mean):
+            return NotImplemented
+        return Mean(self.sum + other.sum, self.count + other.count)
+
+
+def negative_log_likelihood(
+    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+) -> jax.Array:
+    """Mean of −log p_y, the loss without smoothing.
+
+    Args:
+      logits, labels, where, axis_name: as in `reliability`.
+
+    Returns:
+      A number, in nats an example; its exponential is the perplexity.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> print(f"{calibration.negative_log_likelihood(jnp.zeros((2, 4)), jnp.array([0, 3])):.4f}")
+      1.3863
+
+    References:
+      Good, Rational Decisions, 1952.
+    """
+    losses = cross_entropy(logits, OneHot(checks.as_labels("labels", labels)), where=where)
+    return _mean(losses, where, axis_name)
+
+
+def squared_error(logits: Array, labels: Array, *, where: Array | None = None) -> jax.Array:
+    """Σ_k (p_k − δ_ky)² of each example, from 0 to 2: what the Brier score is the mean of.
+
+    Args:
+      logits, labels, where: as in `reliability`.
+
+    Returns:
+      (*batch,), in float32 or wider; 0 where an example does not count, NaN for a label that names no class.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> print(calibration.squared_error(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([0])).round(3))
+      [0.125]
+
+    References:
+      Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
+    """
+    z, y, kept = as_examples(logits, labels, where)
+    error = jnp.sum(jnp.square(jax.nn.softmax(z, axis=-1) - OneHot(y).probs(z.shape[-1]).astype(z.dtype)), axis=-1)
+    return jnp.where(kept, error, 0).reshape(jnp.shape(labels))
+
+
+def brier_score(
+    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+) -> jax.Array:
+    """Mean of Σ_k (p_k − δ_ky)², from 0 to 2.
+
+    Args:
+      logits, labels, where, axis_name: as in `reliability`.
+
+    Returns:
+      A number; for two classes twice that of the definition over one of them.
+
+    Raises:
+      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+
+    Example:
+      >>> from jax_ls import calibration
+      >>> calibration.brier_score(jnp.zeros((2, 4)), jnp.array([0, 3])).tolist()
+      0.75
+
+    References:
+      Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
+    """
+    return _mean(squared_error(logits, labels, where=where), where, axis_name)
+
+
+def _mean(losses: jax.Array, where: Array | None, axis_name: AxisName | None) -> jax.Array:
+    mean = Mean.of(losses, where)
+    return (mean if axis_name is None else mean.psum(axis_name)).value

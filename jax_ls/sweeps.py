@@ -1,0 +1,286 @@
+"""Many ε, many seeds, one compiled program."""
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_ls import checks
+from jax_ls.results import Metrics, ResultsFile, SweepResult, fingerprint
+
+__all__ = ["SweepResult", "grid", "log_uniform", "sweep"]
+
+Train = Callable[[jax.Array, Any], Any]
+Values = jax.typing.ArrayLike | Sequence[float]
+
+
+def sweep(
+    train: Train,
+    smoothing: Values | Mapping[str, Values],
+    seeds: int | Sequence[int] = 1,
+    *,
+    batch: int | None = None,
+    metric: str | None = None,
+    mode: Literal["max", "min"] = "max",
+    results: str | PathLike[str] | None = None,
+    name: str | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = True,
+) -> SweepResult:
+    """Trains once for every ε and seed: one compiled program, `vmap` over ε inside `vmap` over seeds.
+
+    metrics[i, j] = train(jax.random.key(seeds[j]), smoothing[i])
+
+    What depends on the key alone, first weights and shuffles say, is computed once a seed. Each device trains runs of
+    its own; on CPU, small networks want a device a core: jax.config.update("jax_num_cpu_devices", os.cpu_count()).
+    Neither `batch` nor `devices` changes a run by more than the rounding of XLA.
+
+    Args:
+      train: pure (key, smoothing) -> metrics, a pytree of numbers or arrays. It may close over its data.
+      smoothing: ε, (n,), see `log_uniform`; or several parameters by name, (n,) each, see `grid`: train gets a dict.
+      seeds: distinct seeds, or how many: 0, 1, ... A seed gives the same key to every ε: their difference is paired.
+      batch: most runs to train at a time, over all devices; None for all. It bounds the memory.
+      metric, mode: the metric that `best` looks at, and whether the highest or the lowest is best.
+      results: file of JSON lines, one a run, rewritten atomically after each batch. Batches that are whole in it are
+        not trained again.
+      name: says that two functions are the same to `results`; None compares their jaxprs and constants.
+      devices: None for all of this process.
+      progress: show a bar on a terminal, if tqdm is installed.
+
+    Returns:
+      A `SweepResult`: print it for the table. Runs that diverge, and a best at the edge of the search, give warnings.
+
+    Raises:
+      TypeError, ValueError, AssertionError: bad input, by name; `results` is a file of another sweep or none at all.
+
+    Example:
+      >>> from jax_ls import sweeps
+      >>> train = lambda key, eps: {"loss": (eps - 0.2) ** 2}
+      >>> sweeps.sweep(train, [0.0, 0.1, 0.2, 0.3], metric="loss", mode="min").best
+      {'smoothing': 0.2}
+    """
+    checks.check_option("mode", mode, ("max", "min"))
+    points, seed_array = _as_points(smoothing), _as_seeds(seeds)
+    if not callable(train):
+        raise TypeError(f"train: expected a function (key, smoothing) -> metrics, got {train!r}")
+    traced = _Traced.of(train, points, bare=not isinstance(smoothing, Mapping))
+    if metric is not None:
+        checks.check_option("metric", metric, [key for key, x in traced.metrics.items() if not x.shape])
+    count = (len(seed_array), len(next(iter(points.values()))))
+    total = count[0] * count[1]
+    limit = total if batch is None else min(checks.check_size("batch", batch), total)
+    mesh = _mesh(jax.local_devices() if devices is None else devices, limit)
+
+    settings = {"points": points, "seeds": seed_array, "metrics": traced.metrics}
+    kept = ResultsFile.open(results, name or functools.partial(fingerprint, traced.program), **settings)
+    run_group, split = _compiled(traced.program.jaxpr, mesh), NamedSharding(mesh, P("runs"))
+    # Constants are arguments: XLA would fold what it can of them, and each program would hold the data once more.
+    constants = jax.device_put(traced.program.consts, NamedSharding(mesh, P()))
+    with _bar(total, len(kept.runs), progress) as advance:
+        for rows, columns in _groups(count, total if batch is None else limit // mesh.size, mesh.size, kept.runs):
+            group = seed_array[rows], [points[key][columns] for key in sorted(points)]
+            out = jax.device_get(run_group(constants, *jax.device_put(group, split)))
+            advance(kept.add(dict(_runs(rows, columns, dict(zip(traced.metrics, out, strict=True))))))
+
+    result = SweepResult(points, seed_array, kept.stacked(), metric, mode)
+    result.warn()
+    return result
+
+
+def grid(**axes: Values) -> dict[str, np.ndarray]:
+    """Every combination of the values of several parameters, the last one varying fastest; for `sweep`.
+
+    Args:
+      axes: name=values, (n,) each.
+
+    Returns:
+      Arrays of one length, the product of the lengths, by name.
+
+    Raises:
+      TypeError, AssertionError, ValueError: values that are no numbers (n,), or none at all.
+
+    Example:
+      >>> from jax_ls import sweeps
+      >>> {name: x.tolist() for name, x in sweeps.grid(smoothing=[0.0, 0.5], noise=[1.0, 2.0]).items()}
+      {'smoothing': [0.0, 0.0, 0.5, 0.5], 'noise': [1.0, 2.0, 1.0, 2.0]}
+    """
+    if not axes:
+        raise ValueError("grid: expected name=values, got nothing")
+    arrays = [_as_values(name, values) for name, values in axes.items()]
+    return {name: x.ravel() for name, x in zip(axes, np.meshgrid(*arrays, indexing="ij"), strict=True)}
+
+
+def log_uniform(seed: int | jax.Array, low: float, high: float, num: int) -> np.ndarray:
+    """Random search: values whose logarithms are uniform on [log low, log high], in ascending order.
+
+    Args:
+      seed: an integer or a key.
+      low, high: 0 < low < high.
+      num: n.
+
+    Returns:
+      (n,) float32.
+
+    Raises:
+      TypeError, ValueError: bounds or `num` out of range.
+
+    Example:
+      >>> from jax_ls import sweeps
+      >>> values = sweeps.log_uniform(0, 1e-3, 0.5, 100)
+      >>> bool(values[0] >= 1e-3), bool(values[-1] <= 0.5)
+      (True, True)
+
+    References:
+      Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, 2012.
+    """
+    if not 0 < low < high < float("inf"):
+        raise ValueError(f"low, high: expected 0 < low < high, got {low!r}, {high!r}")
+    key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
+    share = np.sort(np.asarray(jax.random.uniform(key, (checks.check_size("num", num),)), dtype=np.float64))
+    low32, high32 = np.float32(low), np.float32(high)
+    return np.clip((low * (high / low) ** share).astype(np.float32), low32, high32)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """`train` of one run: (constants, key, parameters in the order of their names) -> metrics, and their shapes."""
+
+    program: ClosedJaxpr
+    metrics: dict[str, jax.ShapeDtypeStruct]
+
+    @classmethod
+    def of(cls, train: Train, points: Mapping[str, np.ndarray], *, bare: bool) -> Self:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        point = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in points.items()}
+        program, shapes = jax.make_jaxpr(train, return_shape=True)(key, point["smoothing"] if bare else point)
+        leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+        metrics = {jax.tree_util.keystr(path, simple=True, separator=".") or "value": x for path, x in leaves}
+        if not leaves or len(metrics) < len(leaves):
+            raise ValueError(f"train: expected metrics of different names, got {[*metrics] or 'none'}")
+        for name, x in metrics.items():
+            if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool):
+                raise TypeError(f"train: expected real numbers as metric {name!r}, got {checks.describe(x)}")
+        return cls(program, metrics)
+
+
+def _mesh(devices: Sequence[Any], limit: int) -> Mesh:
+    """One axis, "runs", of no more devices than runs at a time."""
+    if not len(devices):
+        raise ValueError("devices: expected at least one device, got none")
+    return Mesh(np.array(devices[:limit]), ("runs",))
+
+
+# The last program is kept: a search that goes on with the same function, around the best ε say, need not compile again.
+@functools.lru_cache(maxsize=1)
+def _compiled(program: Jaxpr, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+    """(constants, seeds (D, s), parameters (D, p)) -> metrics (D, s, p, ...); a device trains its own s·p runs."""
+
+    def run(constants: Any, seed: jax.Array, point: Any) -> Any:
+        return eval_jaxpr(program, constants, jax.random.key(seed), *point)
+
+    def tile(constants: Any, seeds: jax.Array, points: Any) -> Any:
+        over_points = jax.vmap(run, (None, None, 0))
+        over_seeds = jax.vmap(over_points, (None, 0, None))
+        seeds, points = jax.tree.map(lambda x: x[0], (seeds, points))
+        return jax.tree.map(lambda x: x[None], over_seeds(constants, seeds, points))
+
+    # Nothing is sent between devices, so nothing needs to be known of what varies over them.
+    specs = {"in_specs": (P(), P("runs"), P("runs")), "out_specs": P("runs"), "check_vma": False}
+    return jax.jit(jax.shard_map(tile, mesh=mesh, **specs))
+
+
+def _groups(
+    count: tuple[int, int], limit: int, devices: int, done: Container[tuple[int, int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of seeds (D, s) and of points (D, p) to train together, s·p at most `limit`, all groups of one shape.
+
+    A run is a cell of the table seeds × points; each device takes a rectangle of it. The last ones are filled up with
+    repetitions. Rectangles whose runs are all `done` are left out.
+    """
+    shape = _rectangle(count, limit, devices)
+    starts = itertools.product(*(range(0, total, size) for total, size in zip(count, shape, strict=True)))
+    tiles = []
+    for start in starts:
+        rows, columns = (np.minimum(s + np.arange(n), c - 1) for s, n, c in zip(start, shape, count, strict=True))
+        if not all((column, row) in done for row in rows.tolist() for column in columns.tolist()):
+            tiles.append((rows, columns))
+    for first in range(0, len(tiles), devices):
+        group = tiles[first : first + devices]
+        group += [group[-1]] * (devices - len(group))
+        rows, columns = (np.stack(indices) for indices in zip(*group, strict=True))
+        yield rows, columns
+
+
+def _rectangle(count: tuple[int, int], limit: int, devices: int) -> tuple[int, int]:
+    """Seeds and points that a device trains at a time: fewest groups, then fewest repetitions, then most points.
+
+    Points share what depends on the seed alone.
+    """
+
+    def cost(shape: tuple[int, int]) -> tuple[int, int, int]:
+        tiles = -(-count[0] // shape[0]) * -(-count[1] // shape[1])
+        return -(-tiles // devices), shape[0] * shape[1], -shape[1]
+
+    rows = range(1, min(count[0], limit) + 1)
+    return min(((s, p) for s in rows for p in range(1, min(count[1], limit // s) + 1)), key=cost)
+
+
+def _runs(rows: np.ndarray, columns: np.ndarray, out: Metrics) -> Iterator[tuple[tuple[int, int], Metrics]]:
+    """(point, seed) of each run of a group, and its metrics."""
+    for device, (seeds, points) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        for i, seed in enumerate(seeds):
+            for j, point in enumerate(points):
+                yield (point, seed), {name: x[device, i, j] for name, x in out.items()}
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int, progress: bool) -> Iterator[Callable[[int], Any]]:
+    """What to call with the number of runs that are finished."""
+    if not progress or not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
+        yield lambda finished: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, desc="sweep", unit="run") as bar:
+        yield bar.update
+
+
+def _as_values(name: str, values: Any) -> np.ndarray:
+    array = checks.as_weight(name, values)
+    checks.assert_rank(name, array, 1, "numbers (n,)")
+    if not array.size:
+        raise ValueError(f"{name}: expected at least one number, got none")
+    return np.asarray(array)
+
+
+def _as_points(smoothing: Any) -> dict[str, np.ndarray]:
+    if not isinstance(smoothing, Mapping):
+        return {"smoothing": _as_values("smoothing", smoothing)}
+    points = {name: _as_values(f"smoothing[{name!r}]", values) for name, values in smoothing.items()}
+    if len({len(values) for values in points.values()}) != 1:
+        lengths = {name: len(values) for name, values in points.items()}
+        raise ValueError(f"smoothing: expected parameters of one length, got {lengths}")
+    return points
+
+
+def _as_seeds(seeds: Any) -> np.ndarray:
+    if not isinstance(seeds, int | np.integer) or isinstance(seeds, bool):
+        given = np.asarray(seeds)
+        integers = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.integer)
+        if not integers or given.min() < 0 or given.max() >= 2**32 or len(set(given.tolist())) < len(given):
+            raise ValueError(f"seeds: expected how many, or distinct integers in [0, 2^32), got {seeds!r}")
+        return given.astype(np.uint32)
+    return np.arange(checks.check_size("seeds", seeds), dtype=np.uint32)

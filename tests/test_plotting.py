@@ -1,0 +1,161 @@
+"""Pictures: what they show is what they were given, on the axes that they were given."""
+
+import doctest
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import jax_ls
+from jax_ls import calibration, plotting, smooth
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+RNG = np.random.default_rng(0)
+LOGITS = jnp.asarray(RNG.normal(size=(60, 4)), jnp.float32)
+LABELS = jnp.asarray(RNG.integers(0, 4, 60), jnp.int32)
+BINS = calibration.reliability(LOGITS, LABELS, num_bins=5)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def draw_all():
+    features, kernel = RNG.normal(size=(60, 6)), RNG.normal(size=(6, 4))
+    return {
+        "targets": lambda ax: plotting.plot_targets(smooth(jnp.arange(4), 0.1), 4, ax=ax),
+        "reliability": lambda ax: plotting.plot_reliability(BINS, ax=ax),
+        "confidence": lambda ax: plotting.plot_confidence(BINS, ax=ax),
+        "sweep": lambda ax: plotting.plot_sweep([0.0, 0.1], [[1.0, 2.0], [2.0, 3.0]], ax=ax),
+        "penultimate": lambda ax: plotting.plot_penultimate(features, LABELS, kernel, ax=ax),
+    }
+
+
+@pytest.mark.parametrize("name", list(draw_all()))
+def test_pictures_take_axes_or_make_them(name):
+    figure, given = plt.subplots()
+    returned = draw_all()[name](given)
+    assert returned is given
+    fresh = draw_all()[name](None)
+    assert fresh.figure is not figure
+    for ax in (returned, fresh):
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+        ax.figure.canvas.draw()
+
+
+def test_targets_are_written_in_where_they_fit():
+    ax = plotting.plot_targets(smooth(jnp.arange(4), 0.2), 4, rows="abcd")
+    np.testing.assert_allclose(ax.images[0].get_array(), smooth(jnp.arange(4), 0.2).probs(4))
+    assert [text.get_text() for text in ax.texts[:5]] == [".85", ".05", ".05", ".05", ".05"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == list("abcd")
+    assert not plotting.plot_targets(jnp.eye(30)).texts
+    assert plotting.plot_targets(jnp.array([2, 0]), 3).texts[2].get_text() == "1"
+
+
+def bars(ax, colour):
+    return [p for p in ax.patches if mpl.colors.to_hex(p.get_facecolor()).upper() == colour and p.get_width() > 0]
+
+
+def test_a_bar_a_bin_with_its_gap_and_count():
+    ax = plotting.plot_reliability(BINS)
+    full = np.asarray(BINS.count) > 0
+    accuracy, confidence = np.asarray(BINS.accuracy)[full], np.asarray(BINS.confidence)[full]
+    solid, gaps = ax.containers
+    np.testing.assert_allclose([bar.get_height() for bar in solid], accuracy, rtol=1e-6)
+    np.testing.assert_allclose([bar.get_x() for bar in solid], np.asarray(BINS.edges)[:-1][full], rtol=1e-6)
+    np.testing.assert_allclose([bar.get_y() + bar.get_height() for bar in gaps], confidence, rtol=1e-6)
+    (top,) = [other for other in ax.figure.axes if other is not ax]
+    assert [bar.get_height() for bar in top.containers[0]] == np.asarray(BINS.count)[full].tolist()
+    assert [text.get_text() for text in top.texts] == [str(n) for n in np.asarray(BINS.count)[full]]
+    assert f"ECE {float(BINS.error()):.1%}; overconfident" in ax.get_legend().get_title().get_text()
+
+
+@pytest.mark.parametrize("draw", [plotting.plot_reliability, plotting.plot_confidence])
+def test_no_predictions_and_bins_without_width_are_drawn(draw):
+    draw(calibration.reliability(LOGITS[:0], LABELS[:0])).figure.canvas.draw()
+    tied = calibration.reliability(jnp.zeros((9, 4)), LABELS[:9], binning="mass")
+    draw(tied).figure.canvas.draw()
+
+
+def test_models_on_the_same_axes_differ_in_colour():
+    ax = plotting.plot_confidence(BINS, label="plain")
+    plotting.plot_confidence(BINS, label="smoothed", ax=ax)
+    assert len({line.get_color() for line in ax.lines}) == 2
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    accuracy = float(BINS.correct.sum() / BINS.count.sum())
+    assert texts[1] == f"plain: accuracy {accuracy:.1%}"
+    assert texts[2].startswith("smoothed: mean confidence")
+    heights = ax.patches[0].get_data().values
+    np.testing.assert_allclose(heights, np.asarray(BINS.share), rtol=1e-6)
+
+
+def test_a_sweep_shows_means_errors_and_the_best():
+    values = np.array([[3.0, 5.0, 4.0], [1.0, 1.0, np.nan], [np.nan] * 3])
+    ax = plotting.plot_sweep([0.2, 0.0, 0.4], values, metric="error (%)", best="min")
+    line = ax.containers[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [0.0, 0.2, 0.4])
+    np.testing.assert_array_equal(line.get_ydata(), [1.0, 4.0, np.nan])
+    low, high = ax.containers[0].lines[2][0].get_segments()[1][:, 1]
+    np.testing.assert_allclose((high - low) / 2, np.std([3, 5, 4], ddof=1) / 3**0.5)
+    assert "best: ε = 0, 1" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert ax.get_ylabel() == "error (%)"
+    top = plotting.plot_sweep([0.2, 0.0, 0.4], values)
+    assert "best: ε = 0.2, 4" in [text.get_text() for text in top.get_legend().get_texts()]
+
+
+def test_the_plane_of_the_templates_keeps_their_distances():
+    features, kernel, bias = RNG.normal(size=(20, 6)), RNG.normal(size=(6, 4)), RNG.normal(size=4)
+    for b in (None, bias):
+        w = kernel if b is None else np.vstack([kernel, b])
+        points, templates = plotting.penultimate_projection(features, kernel, bias=b, classes=(3, 0, 1))
+        three = w[:, [3, 0, 1]].T
+        for i in range(3):
+            apart = np.linalg.norm(three[i] - three[i - 1])
+            np.testing.assert_allclose(np.linalg.norm(templates[i] - templates[i - 1]), apart)
+        # Differences of logits among the three are all in the plane, for features in any place.
+        x = features if b is None else np.hstack([features, np.ones((20, 1))])
+        in_plane = (points - points[0]) @ (templates[1] - templates[0])
+        np.testing.assert_allclose(in_plane, (x - x[0]) @ (three[1] - three[0]), atol=1e-12)
+
+
+def test_bad_input_raises_by_name():
+    with pytest.raises(TypeError, match="num_classes: expected a positive integer, got None"):
+        plotting.plot_targets(jnp.array([0, 1]))
+    with pytest.raises(AssertionError, match="bins: expected the bins of one model"):
+        plotting.plot_reliability(calibration.classwise_reliability(LOGITS, LABELS))
+    with pytest.raises(AssertionError, match=r"values: expected \(2,\) or \(2, S\)"):
+        plotting.plot_sweep([0.0, 0.1], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="best: expected"):
+        plotting.plot_sweep([0.0], [1.0], best="most")
+    with pytest.raises(ValueError, match=r"classes: expected three of \[0, 4\), got \(0, 1\)"):
+        plotting.penultimate_projection(np.ones((2, 3)), np.ones((3, 4)), classes=(0, 1))
+    with pytest.raises(AssertionError, match=r"kernel: expected \(3, C\)"):
+        plotting.penultimate_projection(np.ones((2, 3)), np.ones((4, 4)))
+    with pytest.raises(AssertionError, match=r"labels: expected \(2,\)"):
+        plotting.plot_penultimate(np.ones((2, 3)), np.ones(3, int), np.eye(3))
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "jax_ls\[plot\]"'):
+        plotting.plot_sweep([0.0], [1.0])
+
+
+@pytest.mark.parametrize("module", ["plotting", "penultimate", "calibration", "reliability", "scores", "temperature"])
+def test_examples_run(module):
+    """Those of this module and of the others that `jax_ls` itself does not import."""
+    names = {name: getattr(jax_ls, name) for name in jax_ls.__all__}
+    names |= {"jax_ls": jax_ls, "jax": jax, "jnp": jnp, "np": np}
+    found = doctest.DocTestFinder().find(importlib.import_module(f"jax_ls.{module}"), module, extraglobs=names)
+    assert sum(len(test.examples) for test in found) > 1
+    for test in found:
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0

@@ -1,0 +1,233 @@
+"""What a sweep leaves: a file to continue from, a table, and a word on what diverged or lies at the edge."""
+
+import doctest
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ls import results, sweeps
+from jax_ls.sweeps import grid, log_uniform, sweep
+
+EPSILONS = np.array([-0.2, 0.0, 0.1, 0.2, 0.5], dtype=np.float32)
+SEEDS = (3, 0, 2**32 - 1, 7)
+
+
+def train(key, epsilon):
+    """Numbers of every kind; not one of them short."""
+    draws = jax.random.uniform(key, (3,)) * epsilon
+    return {"loss": draws[2], "losses": draws, "half": draws[0].astype(jnp.bfloat16), "wins": draws[1] > 0}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs, (point, seed), that were really trained."""
+    runs, compiled = [], sweeps._compiled
+
+    def spy(program, mesh):
+        run = compiled(program, mesh)
+
+        def record(constants, seeds, points):
+            for row, column in zip(np.array(seeds), np.array(points[0]), strict=True):
+                runs.extend((float(point), int(seed)) for point in column for seed in row)
+            return run(constants, seeds, points)
+
+        return record
+
+    monkeypatch.setattr(sweeps, "_compiled", spy)
+    return runs
+
+
+def interrupt(monkeypatch, after):
+    """As if killed between two groups."""
+    add, calls = results.ResultsFile.add, []
+
+    def killed(self, runs):
+        calls.append(runs)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return add(self, runs)
+
+    monkeypatch.setattr(results.ResultsFile, "add", killed)
+
+
+@pytest.mark.parametrize("batch", [4, 6, None])
+def test_resumes_after_a_kill_between_groups(trained, monkeypatch, tmp_path, batch):
+    path = tmp_path / "new" / "runs.jsonl"
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(train, EPSILONS, SEEDS, batch=4, devices=jax.devices()[:1], results=path)
+    kept = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert len(kept) == 8
+    assert len(trained) == 12
+    whole = sweep(train, EPSILONS, SEEDS)
+    trained.clear()
+
+    result = sweep(train, EPSILONS, SEEDS, batch=batch, devices=jax.devices()[:1], results=path)
+    if batch == 4:
+        assert len(trained) == len(set(trained)) == 12
+        assert not set(trained) & {(float(np.float32(line["smoothing"])), line["seed"]) for line in kept}
+    for name, want in whole.metrics.items():
+        np.testing.assert_array_equal(result.metrics[name], want)
+    for line in kept:
+        i, j = line["run"]
+        assert np.float32(line["metrics"]["loss"]) == result.metrics["loss"][i, j]
+
+    # Nothing is left: the same numbers to the last bit, and nothing is trained.
+    trained.clear()
+    again = sweep(train, EPSILONS, SEEDS, results=path)
+    assert not trained
+    for name, want in result.metrics.items():
+        np.testing.assert_array_equal(again.metrics[name], want)
+        assert again.metrics[name].dtype == want.dtype
+    assert [child.name for child in path.parent.iterdir()] == ["runs.jsonl"]
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(monkeypatch, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    interrupt(monkeypatch, after=1)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(train, EPSILONS, SEEDS, batch=4, results=path)
+    monkeypatch.undo()
+    before = path.read_bytes()
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(train, EPSILONS, SEEDS, batch=4, results=path)
+    assert path.read_bytes() == before
+    assert [child.name for child in tmp_path.iterdir()] == ["runs.jsonl"]
+
+
+def scaled(scale):
+    table = jnp.arange(3.0) * scale
+    inner = jax.jit(lambda x: x * table)
+    return lambda key, epsilon: {"a": inner(epsilon).sum()}
+
+
+@pytest.mark.filterwarnings("ignore:the best smoothing")
+def test_a_file_of_another_sweep_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    sweep(scaled(1.0), EPSILONS, 2, results=path)
+    sweep(scaled(1.0), EPSILONS, 2, results=path, batch=3, metric="a")
+    before = path.read_bytes()
+    for other, what in [
+        ({"seeds": 3}, "seeds: expected .0, 1, 2., got .0, 1"),
+        ({"smoothing": EPSILONS[1:]}, "points"),
+        ({"train": scaled(2.0)}, "train"),
+        ({"train": lambda key, epsilon: {"a": jnp.sin(epsilon)}}, "train"),
+        ({"train": lambda key, epsilon: {"b": epsilon}}, "train"),
+        ({"name": "mine"}, "train: expected mine"),
+    ]:
+        arguments = {"train": scaled(1.0), "smoothing": EPSILONS, "seeds": 2} | other
+        with pytest.raises(ValueError, match=rf"runs\.jsonl holds a sweep of other {what}"):
+            sweep(**arguments, results=path)
+    assert path.read_bytes() == before
+
+    # A name says that functions are the same.
+    sweep(scaled(1.0), EPSILONS, 2, results=tmp_path / "named.jsonl", name="mine")
+    sweep(scaled(2.0), EPSILONS, 2, results=tmp_path / "named.jsonl", name="mine")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b"notes of mine\n", b"\xff\xfe", None])
+def test_a_file_that_is_no_sweep_is_refused_and_left_alone(content, tmp_path):
+    path = tmp_path / "file"
+    if content is None:
+        sweep(train, EPSILONS, 2, results=path)
+        content = path.read_bytes()[:-40]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"results: expected the JSON lines of a sweep, .*file holds something else"):
+        sweep(train, EPSILONS, 2, results=path)
+    assert path.read_bytes() == content
+
+
+def diverging(key, epsilon):
+    """Seed 1 at ε = 0.1 has a NaN, seed 0 at ε = 0.5 an infinite loss."""
+    first = (jax.random.key_data(key) == jax.random.key_data(jax.random.key(1))).all() & (epsilon == 0.1)
+    second = (jax.random.key_data(key) == jax.random.key_data(jax.random.key(0))).all() & (epsilon == 0.5)
+    accuracy = jnp.where(first, jnp.nan, 1 - epsilon**2)
+    curve = jnp.where(epsilon < 0, jnp.nan, jnp.stack([epsilon, epsilon]))
+    return {"accuracy": accuracy, "loss": jnp.where(second, jnp.inf, epsilon), "curve": curve}
+
+
+def test_a_run_that_diverges_is_nan_alone_and_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    message = r"diverged, .*: smoothing=0.1, seed=1 \(accuracy\); smoothing=0.5, seed=0 \(loss\)"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=message) as caught:
+            result = sweep(diverging, EPSILONS, 3, metric="accuracy", results=path, batch=4)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        assert np.argwhere(~np.isfinite(result.metrics["accuracy"])).tolist() == [[2, 1]]
+        assert np.argwhere(np.isinf(result.metrics["loss"])).tolist() == [[4, 0]]
+        assert np.isnan(result.metrics["curve"][0]).all()
+        assert result.best == {"smoothing": 0.0}
+    assert result.diverged == [({"smoothing": 0.1}, 1, ["accuracy"]), ({"smoothing": 0.5}, 0, ["loss"])]
+    rows = result.table().splitlines()
+    assert "0.99 (2 of 3)" in rows[4]
+    assert "diverged, and left out of the means" in str(result)
+    json.loads(path.read_text().splitlines()[1], parse_constant=pytest.fail)
+
+
+def test_an_epsilon_that_always_diverges_is_never_best():
+    with pytest.warns(UserWarning, match="smoothing=0.5, seed=0"):
+        result = sweep(lambda key, e: {"a": jnp.where(e > 0.3, jnp.nan, -jnp.abs(e))}, EPSILONS, 2, metric="a")
+    assert result.best == {"smoothing": 0.0}
+    assert "| diverged " in result.table()
+    with pytest.warns(UserWarning, match="diverged") as caught:
+        assert sweep(lambda key, e: {"a": e * jnp.nan}, EPSILONS, 2, metric="a").best is None
+    assert "seed=1 (a) and 2 more" in str(caught[0].message)
+    assert [str(warning.message) for warning in caught][1:] == ["no best a: each row has a run that diverged"]
+
+
+@pytest.mark.parametrize(("top", "side"), [(-1.0, "lowest"), (1.0, "highest"), (0.1, None)])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_best_at_the_edge_is_told(top, side, mode):
+    sign = 1.0 if mode == "max" else -1.0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = sweep(lambda key, e: {"score": -sign * jnp.abs(e - top)}, EPSILONS, metric="score", mode=mode)
+    best = EPSILONS[np.abs(EPSILONS - top).argmin()]
+    assert result.best == {"smoothing": pytest.approx(float(best))}
+    messages = [str(warning.message) for warning in caught]
+    assert messages == ([] if side is None else [f"the best smoothing, {best:.4g}, is the {side} of the search: "
+                                                 "a better one may lie beyond"])  # fmt: skip
+
+
+def test_two_values_have_no_inside():
+    assert sweep(lambda key, e: {"a": e}, [0.0, 0.1], metric="a").best == {"smoothing": 0.1}
+
+
+def test_means_errors_and_table():
+    noise = jnp.array([0.0, 0.5, -0.3])
+    result = sweep(lambda key, e: {"a": 1 + e + noise[jax.random.key_data(key)[-1]], "v": e + noise}, [0.0, 0.25], 3)
+    values = 1 + np.array([[0.0], [0.25]]) + np.array([0.0, 0.5, -0.3])
+    np.testing.assert_allclose(result.mean("a"), values.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(result.standard_error("a"), values.std(axis=1, ddof=1) / np.sqrt(3), rtol=1e-5)
+    assert result.mean("v").shape == result.standard_error("v").shape == (2, 3)
+    np.testing.assert_allclose(result.mean("v")[1], [0.25, 0.75, -0.05], rtol=1e-6)
+    assert result.best is None
+    assert str(result).splitlines() == [
+        "| smoothing | a           |",
+        "| --------- | ----------- |",
+        "| 0         | 1.07 ± 0.23 |",
+        "| 0.25      | 1.32 ± 0.23 |",
+    ]
+    with pytest.raises(ValueError, match=r"metric: expected \"a\" \| \"v\", got 'b'"):
+        result.mean("b")
+    alone = sweep(lambda key, e: {"a": e}, [0.0, 0.25])
+    assert np.isnan(alone.standard_error("a")).all()
+    assert alone.table().endswith("| 0.25      | 0.25 |")
+
+
+@pytest.mark.parametrize("thing", [sweep, grid, log_uniform, sweeps.SweepResult], ids=lambda thing: thing.__name__)
+def test_examples_of_the_docstrings_run(thing):
+    (test,) = doctest.DocTestFinder(recurse=False).find(thing, globs={"np": np})
+    assert test.examples
+    assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
