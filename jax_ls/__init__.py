@@ -1,5 +1,6 @@
 """Label smoothing for JAX: targets, losses and reductions as pure functions."""
 
+from jax_ls import adaptive, calibration, noise, online, penalties, priors, schedules, sweeps
 from jax_ls.linear import chunked_loss, linear_cross_entropy
 from jax_ls.losses import (
     cross_entropy,
@@ -19,16 +20,24 @@ __all__ = [
     "Sparse",
     "Target",
     "Uniform",
+    "adaptive",
+    "calibration",
     "chunked_loss",
     "cross_entropy",
     "kl_divergence",
     "linear_cross_entropy",
     "mean",
+    "noise",
+    "online",
+    "penalties",
+    "priors",
     "reduce",
+    "schedules",
     "sigmoid_cross_entropy",
     "smooth",
     "smooth_binary_labels",
     "smooth_labels",
     "smoothed_cross_entropy",
+    "sweeps",
     "with_label_smoothing",
 ]
