@@ -35,10 +35,18 @@ class Belief(Target):
 @pytree()
 @dataclass(frozen=True, eq=False)
 class Likeliest(Target):
-    """q = δ of the likeliest class, a constant to differentiation; classes that tie share it."""
+    """q = δ of the likeliest class, a constant to differentiation; of those that tie, the first."""
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
-        return jnp.ones(()) if values is None else slope(values, axis)
+        if values is None:
+            return jnp.ones(())
+        # As the least of real numbers: a fifth of the time that argmax takes, or that a compare for ties would add.
+        numbers = (jnp.arange(values.shape[-1]) + axis.start).astype(values.dtype)
+        at, steep = own(maximum(values, axis), jnp.finfo(values.dtype).max)
+        (numbers,) = jax.lax.optimization_barrier((numbers,))
+        v = jax.lax.stop_gradient(values)
+        first = saved(-axis.max((v - at[..., None]) * steep[..., None] - align(numbers, v.ndim)))
+        return axis.pick(values, first[..., None].astype(jnp.int32))[..., 0]
 
 
 @pytree(margin=0)

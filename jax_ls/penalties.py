@@ -121,8 +121,8 @@ def max_suppression(
 ) -> jax.Array:
     """max_k z_k − mean_k z_k: label smoothing's term with the largest logit where that has the label's.
 
-    Smoothing adds ε (z_y − mean z), which pushes the label down even where another class wins. Classes that tie for
-    the maximum share its gradient.
+    Smoothing adds ε (z_y − mean z), which pushes the label down even where another class wins. Of classes that tie for
+    the maximum the first has its gradient.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
