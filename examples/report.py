@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from scipy.optimize import fminbound
-from scipy.special import log_softmax, softmax
+
+from jax_ls import calibration
 
 BINS = 15
 
@@ -19,52 +20,27 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The columns of the table."""
-    logits = logits.astype(np.float64)
-    confidence, correct = judge(logits, labels)
+    bins = judge(logits, labels)
     return {
-        "accuracy": float(correct.mean()),
-        "nll": nll(logits, labels),
-        "confidence": float(confidence.mean()),
-        "ece": calibration_error(confidence, correct),
-        "ece_scaled": calibration_error(*judge(temperature_scaled(logits, labels), labels)),
+        "accuracy": float(bins.correct.sum()) / len(labels),
+        "nll": float(calibration.negative_log_likelihood(logits, labels)),
+        "confidence": float(bins.confidence_sum.sum()) / len(labels),
+        "ece": float(bins.error()),
+        "ece_scaled": float(judge(temperature_scaled(logits, labels), labels).error()),
     }
 
 
-def judge(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of each prediction, and whether it is right."""
-    return softmax(logits, axis=-1).max(axis=-1), logits.argmax(axis=-1) == labels
-
-
-def nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood: the loss without smoothing."""
-    return float(-np.take_along_axis(log_softmax(logits, axis=-1), labels[:, None], axis=-1).mean())
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of the examples, mean confidence and accuracy of each bin (lo, hi] that is not empty."""
-    bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
-    counts = np.bincount(bins, minlength=BINS)
-    kept = counts > 0
-    mean_confidence = np.bincount(bins, weights=confidence, minlength=BINS)[kept] / counts[kept]
-    accuracy = np.bincount(bins, weights=correct, minlength=BINS)[kept] / counts[kept]
-    return counts[kept] / len(confidence), mean_confidence, accuracy
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error: Guo et al., "On Calibration of Modern Neural Networks", 2017."""
-    share, mean_confidence, accuracy = reliability(confidence, correct)
-    return float(np.sum(share * np.abs(accuracy - mean_confidence)))
+def judge(logits: np.ndarray, labels: np.ndarray) -> calibration.Reliability:
+    """Confidence against accuracy: Guo et al., "On Calibration of Modern Neural Networks", 2017."""
+    return calibration.reliability(logits, labels, num_bins=BINS)
 
 
 def temperature_scaled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Divides the logits of each half by the temperature that suits the other half best."""
     half = np.arange(len(labels)) % 2 == 0
     scaled = logits.copy()
-    for fitted, applied in ((half, ~half), (~half, half)):
-        if fitted.any():
-            known, answers = logits[fitted], labels[fitted]
-            log_t = fminbound(lambda x, z=known, y=answers: nll(z * np.exp(-x), y), np.log(0.05), np.log(20))
-            scaled[applied] = logits[applied] * np.exp(-np.asarray(log_t))
+    for fitted in (half, ~half):
+        scaled[~fitted] /= np.asarray(calibration.fit_temperature(logits, labels, where=fitted))
     return scaled
 
 
@@ -82,7 +58,7 @@ def table(rows: dict[str, dict[str, float]], examples: int) -> str:
 
 def mean_prediction(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Row y: what the network answers for images of y, on average; NaN where there are none."""
-    p = softmax(logits, axis=-1)
+    p = np.asarray(jax.nn.softmax(logits, axis=-1))
     empty = np.full(p.shape[-1], np.nan)
     return np.stack([p[labels == k].mean(axis=0) if np.any(labels == k) else empty for k in range(p.shape[-1])])
 
@@ -138,15 +114,15 @@ def draw_losses(axes: Any, curves: dict[str, Any]) -> None:
     finish(axes)
 
 
-def draw_reliability(axes: Any, answers: dict[str, Any]) -> None:
+def draw_reliability(axes: Any, answers: dict[str, calibration.Reliability]) -> None:
     """Above the diagonal the network is right more often than it says."""
     axes.plot([0, 1], [0, 1], ":", color="0.4", label="perfectly calibrated")
-    for (title, (confidence, correct)), colour in zip(answers.items(), COLOURS, strict=False):
-        share, mean_confidence, accuracy = reliability(confidence, correct)
-        share, mean_confidence, accuracy = (x[share * len(correct) >= FEW] for x in (share, mean_confidence, accuracy))
-        error = calibration_error(confidence, correct)
-        axes.plot(mean_confidence, accuracy, "o-", color=colour, lw=1, ms=2.5, label=f"{title}: ECE {error:.1%}")
-        axes.scatter(mean_confidence, accuracy, s=400 * share, color=colour, alpha=0.5, linewidths=0, clip_on=False)
+    for (title, bins), colour in zip(answers.items(), COLOURS, strict=False):
+        count, confidence, accuracy = (np.asarray(x) for x in (bins.count, bins.confidence, bins.accuracy))
+        drawn, share = count >= FEW, count / count.sum()
+        at = confidence[drawn], accuracy[drawn]
+        axes.plot(*at, "o-", color=colour, lw=1, ms=2.5, label=f"{title}: ECE {float(bins.error()):.1%}")
+        axes.scatter(*at, s=400 * share[drawn], color=colour, alpha=0.5, linewidths=0, clip_on=False)
     axes.set(title="Reliability on held-out images", xlabel="confidence", ylabel="accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)} if len(answers) > 2 else {}
