@@ -1,6 +1,6 @@
 """Label smoothing for JAX: targets, losses and reductions as pure functions."""
 
-from jax_ls import adaptive, calibration, noise, online, penalties, priors, schedules, sweeps
+from jax_ls import adaptive, calibration, noise, online, penalties, preferences, priors, schedules, sweeps, values
 from jax_ls.linear import chunked_loss, linear_cross_entropy
 from jax_ls.losses import (
     cross_entropy,
@@ -30,6 +30,7 @@ __all__ = [
     "noise",
     "online",
     "penalties",
+    "preferences",
     "priors",
     "reduce",
     "schedules",
@@ -39,5 +40,6 @@ __all__ = [
     "smooth_labels",
     "smoothed_cross_entropy",
     "sweeps",
+    "values",
     "with_label_smoothing",
 ]

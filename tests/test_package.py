@@ -56,6 +56,11 @@ MAY_IMPORT = {
     "temperature": {"checks", "class_axis", "reliability"},
     "scores": {"checks", "class_axis", "targets", "losses", "reliability"},
     "calibration": {"class_axis", "reliability", "scores", "temperature"},
+    "support": {"checks", "algebra"},
+    "transforms": {"checks"},
+    "values": {"checks", "class_axis", "algebra", "targets", "support", "transforms"},
+    "policies": {"checks", "class_axis", "algebra", "targets", "smoothing"},
+    "preferences": {"checks", "class_axis", "losses", "linear", "policies"},
     "canvas": set(),
     "penultimate": {"checks", "canvas"},
     "plotting": {"checks", "algebra", "targets", "reliability", "canvas", "penultimate"},
@@ -103,7 +108,8 @@ def test_the_contract_is_public_and_nothing_private_is():
 
 
 def test_submodules_are_public():
-    expected = {"adaptive", "calibration", "noise", "online", "penalties", "priors", "schedules", "sweeps"}
+    expected = {"adaptive", "calibration", "noise", "online", "penalties", "preferences", "priors", "schedules"}
+    expected |= {"sweeps", "values"}
     assert set(SUBMODULES) >= expected
     for name in ("targets", "smoothing", "losses", "reductions"):
         module = importlib.import_module(f"jax_ls.{name}")

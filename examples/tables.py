@@ -1,0 +1,27 @@
+"""What the small experiments leave behind: a table in Markdown, the figures as JSON, a picture."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runs import replacing
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown with aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callable[[Path], None]) -> None:
+    """NAME.md, NAME.json and NAME.png, each whole or not at all."""
+    with replacing(out / f"{name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    with replacing(out / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with replacing(out / f"{name}.png") as temporary:
+        draw(temporary)
+    print(f"wrote {out}: {name}.md, {name}.json, {name}.png")

@@ -1,0 +1,277 @@
+"""Reinforcement learning from comparisons: which of two answers is better, when some of the comparisons are wrong.
+
+A comparison is a binary label, and each loss here is `sigmoid_cross_entropy` of a difference of rewards. With ε as the
+share of flipped pairs, smoothing by ε makes it conservative, and by −ε/(1−2ε) unbiased. Policies are in
+`jax_ls.policies`, and in reach from here.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_ls import checks
+from jax_ls.checks import as_parameter, as_positive
+from jax_ls.class_axis import AxisName
+from jax_ls.linear import linear_cross_entropy
+from jax_ls.losses import cross_entropy, sigmoid_cross_entropy
+from jax_ls.policies import dirichlet_noise, epsilon_greedy, smooth_policy
+
+__all__ = [
+    "Preference",
+    "bradley_terry",
+    "dirichlet_noise",
+    "dpo",
+    "epsilon_greedy",
+    "robust_dpo",
+    "robust_smoothing",
+    "sequence_log_probability",
+    "smooth_policy",
+]
+
+Array = jax.typing.ArrayLike
+
+
+class Preference(NamedTuple):
+    """What direct preference optimisation returns of each pair, (*batch,) each.
+
+    `accuracy` is 1 where the chosen answer has the larger implicit reward, else 0.
+
+    Example:
+      >>> from jax_ls.preferences import dpo
+      >>> pair = dpo(jnp.array([-10.0]), jnp.array([-30.0]), jnp.array([-20.0]), jnp.array([-20.0]), beta=0.5)
+      >>> (pair.chosen_reward - pair.rejected_reward).tolist()
+      [10.0]
+    """
+
+    loss: jax.Array
+    chosen_reward: jax.Array
+    rejected_reward: jax.Array
+    accuracy: jax.Array
+
+
+def bradley_terry(
+    chosen_reward: Array, rejected_reward: Array, smoothing: Array = 0.0, *, where: Array | None = None
+) -> jax.Array:
+    """The loss of a reward model: −(1−ε) log σ(h) − ε log σ(−h), h = r_chosen − r_rejected.
+
+    Least at σ(h) = 1 − ε. Where a share ε of the pairs is flipped, ε itself is conservative: rewards shrink; and
+    `robust_smoothing(ε)` unbiased.
+
+    Args:
+      chosen_reward, rejected_reward: real numbers (*batch,).
+      smoothing: ε, () or (*batch,); any sign, may be traced.
+      where: boolean (*batch,), the pairs that count; elsewhere loss and gradient are exactly 0.
+
+    Returns:
+      Losses (*batch,) in float32 or wider.
+
+    Raises:
+      AssertionError: dtypes or shapes that do not fit, by name.
+      TypeError: rewards or smoothing that are no real numbers.
+
+    Example:
+      >>> from jax_ls.preferences import bradley_terry
+      >>> losses = bradley_terry(jnp.array([2.0, 0.0]), jnp.array([-2.0, 0.0]), 0.1)
+      >>> print(losses.round(4))
+      [0.4182 0.6931]
+
+    References:
+      Bradley and Terry, Rank Analysis of Incomplete Block Designs, 1952; Christiano et al., Deep Reinforcement
+      Learning from Human Preferences, 2017.
+    """
+    chosen = checks.as_weight("chosen_reward", chosen_reward)
+    rejected = _like("rejected_reward", rejected_reward, chosen)
+    if where is not None:
+        where = checks.as_where("where", where, chosen.shape)
+        chosen, rejected = (jnp.where(where, x, 0) for x in (chosen, rejected))
+    margin = chosen - rejected
+    return sigmoid_cross_entropy(margin, jnp.ones_like(margin), smoothing, prior=0.0, where=where)
+
+
+def dpo(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    *,
+    beta: Array = 0.1,
+    smoothing: Array = 0.0,
+    where: Array | None = None,
+) -> Preference:
+    """Direct preference optimisation: `bradley_terry` of the implicit rewards β (log π − log π_ref).
+
+    −(1−ε) log σ(h) − ε log σ(−h), conservative for ε > 0: least at a difference of rewards h = log((1−ε)/ε), where
+    plain DPO goes on for ever.
+
+    Args:
+      policy_chosen, policy_rejected: log π of whole answers, (*batch,); see `sequence_log_probability`.
+      reference_chosen, reference_rejected: log π_ref of the same answers. Wrap them in `jax.lax.stop_gradient` if they
+        depend on what is trained.
+      beta: β > 0, () or (*batch,). May be traced; NaN there if not positive.
+      smoothing: ε, () or (*batch,); any sign, may be traced.
+      where: boolean (*batch,), the pairs that count; elsewhere all is 0.
+
+    Returns:
+      A `Preference`: loss, implicit rewards and accuracy of each pair.
+
+    Raises:
+      AssertionError: shapes that do not fit, by name.
+      TypeError, ValueError: arguments that are no real numbers, a β that is not positive.
+
+    Example:
+      >>> from jax_ls.preferences import dpo
+      >>> out = dpo(jnp.array([-10.0]), jnp.array([-30.0]), jnp.array([-20.0]), jnp.array([-20.0]), smoothing=0.1)
+      >>> print(out.loss.round(4), out.chosen_reward, out.rejected_reward, out.accuracy)
+      [0.3269] [1.] [-1.] [1.]
+
+    References:
+      Rafailov et al., Direct Preference Optimization, 2023; Mitchell, A Note on DPO with Noisy Preferences and
+      Relationship to IPO, 2023.
+    """
+    chosen = checks.as_weight("policy_chosen", policy_chosen)
+    others = {"policy_rejected": policy_rejected, "reference_chosen": reference_chosen}
+    others["reference_rejected"] = reference_rejected
+    rejected, chosen_before, rejected_before = (_like(name, x, chosen) for name, x in others.items())
+    beta = checks.as_broadcast("beta", as_positive("beta", beta), chosen)
+    better, worse = beta * (chosen - chosen_before), beta * (rejected - rejected_before)
+    if where is not None:
+        where = checks.as_where("where", where, chosen.shape)
+        better, worse = jnp.where(where, better, 0), jnp.where(where, worse, 0)
+    accuracy = (better > worse).astype(better.dtype)
+    return Preference(bradley_terry(better, worse, smoothing, where=where), better, worse, accuracy)
+
+
+def robust_dpo(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    *,
+    beta: Array = 0.1,
+    smoothing: Array = 0.0,
+    where: Array | None = None,
+) -> Preference:
+    """DPO that flipped pairs do not bias: `dpo` at −ε/(1−2ε), whose mean over flips is the loss without them.
+
+    Where a pair is always won, the loss has no least value: stop early, or keep β h in reach by other means.
+
+    Args:
+      policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where: as in `dpo`.
+      smoothing: ε < 1/2, the share of flipped pairs, () or (*batch,). May be traced; NaN there if not below 1/2.
+
+    Returns:
+      A `Preference`. Losses may be negative.
+
+    Raises:
+      AssertionError, TypeError: as `dpo`.
+      ValueError: ε ≥ 1/2, where labels tell nothing; a β that is not positive.
+
+    Example:
+      >>> from jax_ls.preferences import robust_dpo
+      >>> pair = jnp.array([-10.0]), jnp.array([-30.0]), jnp.array([-20.0]), jnp.array([-20.0])
+      >>> print(robust_dpo(*pair, smoothing=0.1).loss.round(4))
+      [-0.1231]
+
+    References:
+      Chowdhury et al., Provably Robust DPO: Aligning Language Models with Noisy Feedback, 2024.
+    """
+    pairs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+    return dpo(*pairs, beta=beta, smoothing=robust_smoothing(smoothing), where=where)
+
+
+def robust_smoothing(smoothing: Array) -> jax.Array:
+    """−ε/(1−2ε): the smoothing that makes a binary loss unbiased where a share ε of the labels is flipped.
+
+    Args:
+      smoothing: ε < 1/2, any shape. May be traced; NaN there if not below 1/2.
+
+    Returns:
+      A negative smoothing for `bradley_terry`, `dpo` or `sigmoid_cross_entropy` with `prior=0`.
+
+    Raises:
+      TypeError, ValueError: no real numbers, or not below 1/2.
+
+    Example:
+      >>> from jax_ls.preferences import robust_smoothing
+      >>> robust_smoothing(0.25).tolist()
+      -0.5
+
+    References:
+      Natarajan et al., Learning with Noisy Labels, 2013; Chowdhury et al., Provably Robust DPO, 2024.
+    """
+    epsilon = as_parameter("smoothing", smoothing, lambda x: x < 0.5, "a share of flipped pairs below 1/2")
+    return -epsilon / (1 - 2 * epsilon)
+
+
+def sequence_log_probability(
+    outputs: Array,
+    labels: Array,
+    *,
+    kernel: Array | None = None,
+    where: Array | None = None,
+    class_where: Array | None = None,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+    transposed: bool = False,
+    axis_name: AxisName | None = None,
+) -> jax.Array:
+    """log π of whole sequences, Σ_t log p(y_t): of logits, or of hidden states and a kernel without their logits.
+
+    Args:
+      outputs: logits (*batch, T, K); with a kernel, hidden states (*batch, T, D).
+      labels: y, integers (*batch, T), already shifted: outputs at t predict label t.
+      kernel: the output layer, (D, K), or (K, D) if transposed.
+      where: boolean (*batch, T), the tokens that count: no prompt, no padding. Any label may stand elsewhere.
+      class_where: boolean (K,), the classes that exist.
+      bias, softcap, chunk_size, transposed: of the layer, as in `linear_cross_entropy`; only with a kernel.
+      axis_name: as in `cross_entropy`.
+
+    Returns:
+      Log-probabilities (*batch,) in float32 or wider; NaN for a sequence with a label that names no class.
+
+    Raises:
+      AssertionError: dtypes or shapes that do not fit, by name.
+      TypeError: an option of the layer without a kernel.
+
+    Example:
+      >>> from jax_ls.preferences import sequence_log_probability
+      >>> hidden, kernel = jnp.ones((1, 3, 2)), jnp.zeros((2, 4))
+      >>> answer = jnp.array([[False, True, True]])
+      >>> print(sequence_log_probability(hidden, jnp.array([[-100, 1, 2]]), kernel=kernel, where=answer).round(4))
+      [-2.7726]
+
+    References:
+      Rafailov et al., Direct Preference Optimization, 2023.
+    """
+    y = checks.as_labels("labels", labels)
+    checks.assert_min_rank("labels", y, 1, "integers (*batch, T)")
+    kept = None if where is None else checks.as_where("where", where, y.shape)
+    if kernel is None:
+        layer = {"bias": bias, "softcap": softcap, "chunk_size": chunk_size, "transposed": transposed or None}
+        if alone := [name for name, option in layer.items() if option is not None]:
+            raise TypeError(f"{alone[0]}: expected None without a kernel, got {checks.describe(layer[alone[0]])}")
+        losses = cross_entropy(outputs, y, where=kept, class_where=class_where, axis_name=axis_name)
+    else:
+        losses = linear_cross_entropy(
+            outputs,
+            kernel,
+            y,
+            bias=bias,
+            weights=None if kept is None else kept.astype(jnp.float32),
+            class_where=class_where,
+            softcap=softcap,
+            chunk_size=chunk_size,
+            transposed=transposed,
+            reduction="none",
+            axis_name=axis_name,
+        )
+    return -jnp.sum(losses, axis=-1)
+
+
+def _like(name: str, x: Array, like: jax.Array) -> jax.Array:
+    """Real numbers of the same shape."""
+    values = checks.as_weight(name, x)
+    checks.assert_shape(name, values, [like.shape], f"{like.shape}, one number a pair")
+    return values

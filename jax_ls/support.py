@@ -1,0 +1,128 @@
+"""The bins of a scalar: which value each stands for, and where one ends and the next begins."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jax_ls import checks
+from jax_ls.algebra import pytree
+from jax_ls.checks import as_parameter
+
+Array = jax.typing.ArrayLike
+
+
+@pytree(atoms=1, edges=1)
+@dataclass(frozen=True, eq=False, init=False)
+class Support:
+    """Bins for a scalar: B equally spaced atoms from `low` to `high`, and B + 1 edges midway between them.
+
+    The outer edges lie half a bin outside. `from_atoms` and `from_edges` make bins of any widths; a support whose edges
+    shall lie at `low` and `high` is `Support.from_edges(jnp.linspace(low, high, B + 1))`.
+
+    Args:
+      low, high: numbers, low < high. May be traced; NaN there if not.
+      num_bins: B ≥ 2, static.
+
+    Raises:
+      ValueError: low ≥ high, numbers that are not finite, fewer than two bins.
+      AssertionError, TypeError: arguments that are no numbers.
+
+    Example:
+      >>> from jax_ls.values import Support
+      >>> support = Support(-1, 1, 3)
+      >>> print(support.atoms, support.edges)
+      [-1.  0.  1.] [-1.5 -0.5  0.5  1.5]
+      >>> Support.from_edges(jnp.array([0.0, 1.0, 3.0])).atoms.tolist()
+      [0.5, 2.0]
+
+    References:
+      Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017.
+    """
+
+    atoms: jax.Array
+    edges: jax.Array
+
+    def __init__(self, low: Array, high: Array, num_bins: int) -> None:
+        size = checks.check_size("num_bins", num_bins)
+        if size < 2:
+            raise ValueError(f"num_bins: expected at least 2, got {size}")
+        first, last = same_dtype(_as_end("low", low), _as_end("high", high))
+        if not any(isinstance(x, Tracer) for x in (low, high)) and not np.asarray(low) < np.asarray(high):
+            raise ValueError(f"low: expected a number below high, got {low} and {high}")
+        atoms = jnp.linspace(first, jnp.where(first < last, last, jnp.nan), size)
+        self._set(atoms, _midway(atoms))
+
+    @classmethod
+    def from_atoms(cls, atoms: Array) -> Self:
+        """Any increasing atoms (B,), `symexp(jnp.linspace(-20, 20, 255))` for one; edges lie midway between them."""
+        values = _as_increasing("atoms", atoms, 2)
+        return object.__new__(cls)._set(values, _midway(values))
+
+    @classmethod
+    def from_edges(cls, edges: Array) -> Self:
+        """Any increasing edges (B + 1,); atoms lie midway between them."""
+        values = _as_increasing("edges", edges, 3)
+        return object.__new__(cls)._set((values[1:] + values[:-1]) / 2, values)
+
+    @property
+    def num_bins(self) -> int:
+        """B: how many logits a network needs."""
+        return self.atoms.shape[-1]
+
+    def pad(self, bins: int) -> Self:
+        """The same support with so many more bins at each end, as wide as the outermost."""
+        steps = jnp.arange(1, as_count("bins", bins) + 1, dtype=self.edges.dtype)
+        below, above = self.edges[1] - self.edges[0], self.edges[-1] - self.edges[-2]
+
+        def extended(x: jax.Array) -> jax.Array:
+            return jnp.concatenate([x[0] - below * steps[::-1], x, x[-1] + above * steps])
+
+        return object.__new__(type(self))._set(extended(self.atoms), extended(self.edges))
+
+    def _set(self, atoms: jax.Array, edges: jax.Array) -> Self:
+        object.__setattr__(self, "atoms", atoms)
+        object.__setattr__(self, "edges", edges)
+        return self
+
+
+def same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both in the wider of their dtypes."""
+    dtype = max(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
+    return x.astype(dtype), y.astype(dtype)
+
+
+def as_count(name: str, x: int) -> int:
+    """A static number of bins."""
+    checks.check_integer(name, x)
+    if x < 0:
+        raise ValueError(f"{name}: expected 0 or more bins, got {x}")
+    return int(x)
+
+
+def _as_end(name: str, x: Array) -> jax.Array:
+    end = as_parameter(name, x, lambda x: abs(x) < np.inf, "a finite number")
+    checks.assert_rank(name, end, 0, "a number")
+    return end
+
+
+def _as_increasing(name: str, x: Array, fewest: int) -> jax.Array:
+    """Increasing numbers; where they are traced and not increasing, NaN."""
+    values = checks.as_weight(name, x)
+    checks.assert_rank(name, values, 1, f"increasing numbers, at least {fewest}")
+    if values.size < fewest:
+        raise ValueError(f"{name}: expected at least {fewest} increasing numbers, got {values.size}")
+    if not isinstance(x, Tracer):
+        given = np.asarray(x)
+        if not (np.isfinite(given).all() and (np.diff(given) > 0).all()):
+            raise ValueError(f"{name}: expected finite increasing numbers, got {given}")
+    return jnp.where(jnp.all(values[1:] > values[:-1]), values, jnp.nan)
+
+
+def _midway(atoms: jax.Array) -> jax.Array:
+    """Edges between atoms; the outermost as far outside as the next are inside."""
+    middle = (atoms[1:] + atoms[:-1]) / 2
+    return jnp.concatenate([2 * atoms[:1] - middle[:1], middle, 2 * atoms[-1:] - middle[-1:]])

@@ -1,0 +1,218 @@
+"""Reinforcement learning: a scalar return -> q over bins, and back. The loss is `cross_entropy(logits, q)`.
+
+A `Support` has atoms, the values that bins stand for, and edges, where one bin ends and the next begins. `two_hot` and
+`categorical_projection` share mass among atoms, `hl_gauss` among bins, and `expected_value` reads all three by atoms.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jax_ls import checks
+from jax_ls.algebra import Target
+from jax_ls.checks import as_positive
+from jax_ls.class_axis import align, saved
+from jax_ls.support import Support, as_count, same_dtype
+from jax_ls.targets import Dense, Sparse
+from jax_ls.transforms import signed_hyperbolic, signed_parabolic, symexp, symlog
+
+__all__ = [
+    "Support",
+    "categorical_projection",
+    "expected_value",
+    "hl_gauss",
+    "signed_hyperbolic",
+    "signed_parabolic",
+    "symexp",
+    "symlog",
+    "two_hot",
+]
+
+Array = jax.typing.ArrayLike
+
+
+def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, padding: int = 0) -> Target:
+    """A Gaussian around the return, as a histogram: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
+
+    Differences are taken in the tail that both edges lie in, where they are exact. For equal bins and σ ≥ ¾ bin, a
+    return ⌈4σ⌉ bins inside the edges is the mean of its histogram, to 1e-4 of a bin; nearer, the cut tail draws it in.
+
+    Args:
+      returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
+      support: the bins.
+      sigma_ratio: σ in bins (in mean widths where these differ), > 0, () or (*batch,). May be traced; NaN if not > 0.
+      padding: bins at each end that are left to the tails: returns are clipped to the atoms within. To cover
+        [low, high] so, take `Support(low, high, num_bins).pad(padding)`.
+
+    Returns:
+      A `Target` of mass 1; a NaN return makes its own row NaN.
+
+    Raises:
+      AssertionError: shapes that do not fit.
+      TypeError, ValueError: returns that are no real numbers, σ ≤ 0, padding that leaves no bin.
+
+    Example:
+      >>> from jax_ls.values import Support, expected_value, hl_gauss
+      >>> support = Support(-2, 2, 5)
+      >>> print(hl_gauss(jnp.array([0.5]), support, sigma_ratio=0.5).probs(5).round(4))
+      [[0.     0.0227 0.4773 0.4773 0.0227]]
+      >>> wide = support.pad(3)
+      >>> target = hl_gauss(jnp.array([1.3, 1e6]), wide, padding=3)
+      >>> print(expected_value(jnp.log(target.probs(wide.num_bins)), wide).round(3))
+      [1.3 2. ]
+
+    References:
+      Imani and White, Improving Regression Performance with Distributional Losses, 2018; Farebrother et al., Stop
+      Regressing: Training Value Functions via Classification for Scalable Deep RL, 2024.
+    """
+    given = checks.as_weight("returns", returns)
+    ratio = as_positive("sigma_ratio", sigma_ratio)
+    checks.assert_shape("sigma_ratio", ratio, [(), given.shape], f"() or {given.shape}, the shape of the returns")
+    first = as_count("padding", padding)
+    last = support.num_bins - 1 - first
+    if first > last:
+        raise ValueError(f"padding: expected to leave some of {support.num_bins} bins, got {padding}")
+    t, edges = same_dtype(given, support.edges)
+    t = jnp.clip(t, support.atoms[first].astype(t.dtype), support.atoms[last].astype(t.dtype))
+    sigma = ratio.astype(t.dtype) * (edges[-1] - edges[0]) / support.num_bins
+    scale = align((math.sqrt(0.5) / sigma)[..., None], t.ndim + 1)
+
+    def twice_mass(lower: jax.Array, upper: jax.Array) -> jax.Array:
+        x, y = ((align(e, t.ndim + 1) - t[..., None]) * scale for e in (lower, upper))
+        around = ((x < 0) & (y >= 0)).astype(t.dtype)
+        return (_tail(x) - _tail(y)) + 2 * around
+
+    # Fenced, or XLA on CPU would compute the sum of a row once for each of its bins.
+    return Dense(twice_mass(edges[:-1], edges[1:]) / saved(twice_mass(edges[:1], edges[-1:])))
+
+
+def two_hot(returns: Array, support: Support) -> Target:
+    """The return as the mean of the two atoms around it: (z_{i+1} − t)/(z_{i+1} − z_i) on atom i, the rest on i + 1.
+
+    Args:
+      returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
+      support: the bins.
+
+    Returns:
+      A `Target` of the size of the returns, whose mean is t; a NaN return makes its own row NaN.
+
+    Raises:
+      TypeError: returns that are no real numbers.
+
+    Example:
+      >>> from jax_ls.values import Support, two_hot
+      >>> two_hot(jnp.array([0.25, 2.0, 7.0]), Support(-2, 2, 5)).probs(5).tolist()
+      [[0.0, 0.0, 0.75, 0.25, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0]]
+
+    References:
+      Schrittwieser et al., Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model, 2020; Hafner et al.,
+      Mastering Diverse Domains through World Models, 2023.
+    """
+    return _between_atoms(checks.as_weight("returns", returns), support)
+
+
+def categorical_projection(returns: Array, probs: Array, support: Support) -> Target:
+    """A distribution over returns as one over atoms of the same mean: Σ_j p_j `two_hot`(t_j).
+
+    Bellman's r + γ z_j with the probabilities p_j of the next state makes the target of C51.
+
+    Args:
+      returns: t, real numbers (*batch, S) or (S,); those outside are clipped to the outermost atoms.
+      probs: p, real numbers (*batch, S): the probability of each.
+      support: the bins.
+
+    Returns:
+      A `Target` with 2S entries an example.
+
+    Raises:
+      AssertionError: shapes that do not fit, probabilities that are no real numbers.
+      TypeError: returns that are no real numbers.
+
+    Example:
+      >>> from jax_ls.values import Support, categorical_projection
+      >>> support = Support(-2, 2, 5)
+      >>> bellman = 1 + 0.5 * support.atoms
+      >>> print(categorical_projection(bellman, jnp.full(5, 0.2), support).probs(5).round(2))
+      [0.  0.  0.3 0.4 0.3]
+
+    References:
+      Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017.
+    """
+    p = checks.as_class_values("probs", probs)
+    t = checks.as_weight("returns", returns)
+    checks.assert_shape("returns", t, [p.shape[-1:], p.shape], f"{p.shape[-1:]} or {p.shape}, as probs has")
+    hot = _between_atoms(jnp.broadcast_to(align(t, p.ndim), p.shape), support)
+    flat = (*p.shape[:-1], 2 * p.shape[-1])
+    weights = hot.weights * p[..., None].astype(hot.weights.dtype)
+    return Sparse(hot.indices.reshape(flat), weights.reshape(flat))
+
+
+def expected_value(logits: Array, support: Support) -> jax.Array:
+    """The mean that logits over bins stand for: Σ_i softmax(z)_i · atom_i.
+
+    Args:
+      logits: z, real numbers (*batch, B).
+      support: the bins.
+
+    Returns:
+      Values (*batch,) in float32 or wider.
+
+    Raises:
+      AssertionError: logits that are no real numbers, or not one a bin.
+
+    Example:
+      >>> from jax_ls.values import Support, expected_value
+      >>> expected_value(jnp.zeros((2, 5)), Support(1, 3, 5)).tolist()
+      [2.0, 2.0]
+
+    References:
+      Farebrother et al., Stop Regressing, 2024.
+    """
+    z = checks.as_logits("logits", logits)
+    checks.assert_num_classes("logits", z, support.num_bins)
+    z, atoms = same_dtype(z.astype(checks.wide(z.dtype)), support.atoms)
+    # About an atom in the middle: far from 0, a rounding of Σ p would show.
+    middle = atoms[support.num_bins // 2]
+    return middle + jnp.sum(jax.nn.softmax(z, axis=-1) * align(atoms - middle, z.ndim), axis=-1)
+
+
+def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
+    t, atoms = same_dtype(returns, support.atoms)
+    t = jnp.clip(t, atoms[0], atoms[-1])
+    lower = jnp.clip(jnp.searchsorted(atoms, t, side="right") - 1, 0, atoms.size - 2)
+    below, above = atoms[lower], atoms[lower + 1]
+    upper_share = (t - below) / (above - below)
+    indices = jnp.stack([lower, lower + 1], axis=-1)
+    return Sparse(indices, jnp.stack([1 - upper_share, upper_share], axis=-1))
+
+
+# log(erfc(x) exp(x²) (1 + x/2)) in powers of 1/(1 + x/2), to 1e-7 over all x ≥ 0: a minimax fit.
+_LOG_TAIL = (
+    *(0.168760598, -0.81332469, 1.47325516, -1.12110078, 0.271352589),
+    *(-0.183966637, 0.0963882357, 0.374125034, 1.00002265, -1.26551223),
+)
+
+
+@jax.custom_jvp
+def _tail(x: jax.Array) -> jax.Array:
+    """sign(x) erfc|x|: exact in both tails, where erf is 1 but for its last digits.
+
+    XLA's erfc computes both of its branches everywhere; for float32 this one exponential is enough.
+    """
+    size = jnp.abs(x)
+    if x.dtype == jnp.float32:
+        t = 1 / (1 + size / 2)
+        power = functools.reduce(lambda total, c: total * t + c, _LOG_TAIL)
+        tail = t * jnp.exp(power - x * x)
+    else:
+        tail = jax.lax.erfc(size)
+    return jnp.where(x < 0, -tail, tail)
+
+
+@_tail.defjvp
+def _tail_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The jump at 0 is not part of it: what is added for the bin around 0 makes up for it.
+    (x,), (dx,) = primals, tangents
+    return _tail(x), -2 / math.sqrt(math.pi) * jnp.exp(-x * x) * dx

@@ -1,0 +1,72 @@
+"""The bins of a scalar and the scales of returns: formulas, inverses, and what bad input gets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_values as ref
+
+from jax_ls.values import Support, signed_hyperbolic, signed_parabolic, symexp, symlog, two_hot
+
+LOW, HIGH, B = -3.0, 5.0, 17
+WIDTH = (HIGH - LOW) / (B - 1)
+
+PAIRS = [(symlog, symexp), (signed_hyperbolic, signed_parabolic)]
+SCALARS = np.array([0.0, 1e-6, -1e-3, 0.5, -2.0, 30.0, -1e4, 1e6], np.float32)
+
+
+@pytest.mark.parametrize(("forward", "backward"), PAIRS)
+def test_transforms_invert_each_other(forward, backward):
+    np.testing.assert_allclose(backward(forward(SCALARS)), SCALARS, rtol=2e-5)
+    slopes = jax.vmap(jax.grad(forward))(jnp.asarray(SCALARS)) * jax.vmap(jax.grad(backward))(forward(SCALARS))
+    np.testing.assert_allclose(slopes, 1, rtol=2e-5)
+
+
+def test_transforms_are_their_formulas():
+    x = SCALARS.astype(float)
+    np.testing.assert_allclose(symlog(SCALARS), np.sign(x) * np.log1p(abs(x)), rtol=1e-6)
+    hyperbolic = np.sign(x) * (np.sqrt(abs(x) + 1) - 1) + 0.01 * x
+    np.testing.assert_allclose(signed_hyperbolic(SCALARS, 0.01), hyperbolic, rtol=1e-6)
+    small = SCALARS[:6]
+    np.testing.assert_allclose(symexp(small), np.sign(x[:6]) * np.expm1(abs(x[:6])), rtol=4e-6)
+    eps = np.float64(0.01)
+    root = (np.sqrt(1 + 4 * eps * (eps + 1 + abs(x[3:]))) - 1) / (2 * eps)
+    np.testing.assert_allclose(signed_parabolic(SCALARS[3:], eps), np.sign(x[3:]) * (root**2 - 1), rtol=1e-5)
+    assert signed_parabolic(jnp.float32(3.0), 0.0) == 15
+
+
+def test_padding_and_other_supports():
+    padded = Support(LOW, HIGH, B).pad(2)
+    same = Support(LOW - 2 * WIDTH, HIGH + 2 * WIDTH, B + 4)
+    assert padded.num_bins == B + 4
+    np.testing.assert_allclose(padded.atoms, same.atoms, rtol=1e-6)
+    np.testing.assert_allclose(padded.edges, same.edges, rtol=1e-6)
+    grid = symexp(jnp.linspace(-5.0, 5.0, 31))
+    uneven = Support.from_atoms(grid)
+    np.testing.assert_allclose(uneven.edges, ref.edges_between(np.asarray(grid, float)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(two_hot(jnp.float32(40.0), uneven).dot(grid), 40, rtol=1e-6)
+
+
+def test_what_cannot_be_checked_is_nan():
+    edges = jax.jit(lambda e: Support.from_edges(e).atoms)(jnp.array([0.0, 2.0, 1.0]))
+    assert np.isnan(edges).all()
+
+
+BAD = [
+    ("low", lambda: Support(1, 1, 5), "1 and 1"),
+    ("low", lambda: Support(jnp.array([0.0, 1.0]), 2, 5), r"float32 \(2,\)"),
+    ("high", lambda: Support(0, jnp.inf, 5), "inf"),
+    ("num_bins", lambda: Support(0, 1, 1), "1"),
+    ("num_bins", lambda: Support(0, 1, 5.0), "5.0"),
+    ("edges", lambda: Support.from_edges(jnp.array([0.0, 1.0, 1.0])), "1. 1."),
+    ("edges", lambda: Support.from_edges(jnp.array([0.0, 1.0])), "2"),
+    ("atoms", lambda: Support.from_atoms(jnp.ones((2, 2))), r"float32 \(2, 2\)"),
+    ("bins", lambda: Support(0, 1, 5).pad(-1), "-1"),
+    ("epsilon", lambda: signed_hyperbolic(1.0, -1.0), "-1.0"),
+]
+
+
+@pytest.mark.parametrize(("name", "call", "came"), BAD, ids=range(len(BAD)))
+def test_bad_input_is_told_by_name(name, call, came):
+    with pytest.raises((AssertionError, TypeError, ValueError), match=rf"(?s){name}: expected.*{came}"):
+        call()
