@@ -1,6 +1,6 @@
 """FrozenLake, whose values are exactly known: the chain of a policy, and episodes drawn from it."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 import jax
@@ -27,7 +27,7 @@ class Lake(NamedTuple):
 
 def frozen_lake() -> Lake:
     """The 8 × 8 map of Gymnasium, and its ε-greedy policy on the best action values."""
-    table = gymnasium.make("FrozenLake-v1", map_name="8x8", is_slippery=True).unwrapped.P
+    table = cast(Any, gymnasium.make("FrozenLake-v1", map_name="8x8", is_slippery=True).unwrapped).P
     states, actions = len(table), len(table[0])
     moves = np.zeros((states, actions, states))
     for state, action in np.ndindex(states, actions):

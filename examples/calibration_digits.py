@@ -1,0 +1,239 @@
+"""Calibration of smoothed and relaxed networks, after Müller et al. 2019 and Lienen & Hüllermeier 2021.
+
+"When Does Label Smoothing Help?" and "From Label Smoothing to Label Relaxation", on digits instead of CIFAR and all of
+MNIST.
+
+    pip install -e ".[examples]"
+    python examples/calibration_digits.py --out runs/calibration-digits
+
+A small network learns real MNIST digits, smoothed by ε = 0.05, 0.1, 0.2 and 0.3, relaxed by the same, and plainly,
+five times each from first weights and shuffles that they share, in one compiled program: 45 trainings, 90 seconds of
+CPU, half that on two idle cores.
+
+Expect smoothing to be right more often, 95.1 % at ε = 0.1 against 93.9 %, and to be far worse calibrated as trained,
+ECE 12.6 % against 2.9 %: on digits this easy, who learns to say 0.91 says too little. A temperature repairs that, and
+much of the difference is gone: ECE 1.4 % against 2.1 %, NLL 0.18 against 0.22. Relaxation is calibrated as trained,
+ECE 1.5 %, and a little less accurate than plain training. The clusters of the last layer tighten with smoothing. --out
+keeps calibration_digits.md, .json and .png, calibration_digits_penultimate.png, and runs.jsonl, from which an
+interrupted run continues. README.md beside this file has the published figures beside ours.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import trials
+from runs import replacing
+from tables import table, write
+from trials import COLUMNS, Data
+
+from jax_ls import calibration, plotting
+from jax_ls.results import SweepResult
+
+PROG = "calibration_digits.py"
+DESCRIPTION = "Train on digits, smoothed and relaxed, and calibrate (Müller et al. 2019, Lienen & Hüllermeier 2021)."
+EXAMPLES = """\
+examples:
+  python examples/calibration_digits.py                        the table, 45 trainings
+  python examples/calibration_digits.py --out runs/calibration figures and pictures too; continues if interrupted
+  python examples/calibration_digits.py --quick                a glimpse: few digits, few epochs
+"""
+
+PAPERS = (
+    "Müller et al., When Does Label Smoothing Help?, 2019",
+    "Lienen and Hüllermeier, From Label Smoothing to Label Relaxation, 2021",
+)
+METHODS = ("uniform", "relaxation")
+
+
+class Way(NamedTuple):
+    title: str
+    method: str
+    strength: float
+
+
+SMOOTHING = (0.05, 0.1, 0.2, 0.3)
+WAYS = (
+    Way("plain", "uniform", 0.0),
+    *(Way(f"smoothing {x:g}", "uniform", x) for x in SMOOTHING),
+    *(Way(f"relaxation {x:g}", "relaxation", x) for x in SMOOTHING),
+)
+DRAWN = ("plain", "smoothing 0.1", "relaxation 0.1")
+
+# Digits that look alike, so that their clusters touch.
+CLASSES = (4, 7, 9)
+
+COLUMNS_HERE = COLUMNS | {"spread_training": ("spread, training", 1, 3), "spread_held_out": ("spread, held out", 1, 3)}
+
+# Lienen & Hüllermeier, two hidden layers of 1,024 on all of MNIST, parameters chosen for accuracy, and for calibration:
+# accuracy and ECE, in per cent.
+PUBLISHED_MNIST = {
+    "no smoothing": ("98.5", "1.0", "98.3", "0.3 at T*"),
+    "smoothing": ("98.8", "10.6", "98.7", "1.4"),
+    "relaxation": ("98.5", "0.7", "98.5", "0.3"),
+}
+
+# Müller et al., Table 3, ECE in per cent: without smoothing, the same after temperature scaling, smoothed.
+PUBLISHED_ECE = {
+    "CIFAR-100, ResNet-56": ("15.0", "2.1 (T = 1.9)", "2.4 (ε = 0.05)"),
+    "ImageNet, Inception-v4": ("7.1", "2.2 (T = 1.4)", "3.5 (ε = 0.1)"),
+}
+
+
+def points(ways: Sequence[Way] = WAYS) -> dict[str, np.ndarray]:
+    rows = [(METHODS.index(way.method), way.strength) for way in ways]
+    return {
+        name: np.array(x, np.float32) for name, x in zip(("method", "strength"), zip(*rows, strict=True), strict=True)
+    }
+
+
+def bins(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Sums that add up over seeds."""
+    found = calibration.reliability(logits, labels)
+    return {"count": found.count, "correct": found.correct, "confidence_sum": found.confidence_sum}
+
+
+def spread(x: jax.Array, labels: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Variance within classes over that between them, in the space of the templates: small for tight clusters.
+
+    The last layer is blind to whatever else its inputs hold.
+    """
+    basis, _ = jnp.linalg.qr(kernel[:, 1:] - kernel[:, :1])
+    x = x @ basis
+    member = jax.nn.one_hot(labels, digits.CLASSES)
+    count = jnp.sum(member, axis=0)
+    means = member.T @ x / jnp.maximum(count, 1)[:, None]
+    within = jnp.sum(jnp.square(x - means[labels]))
+    between = jnp.sum(count[:, None] * jnp.square(means - jnp.mean(x, axis=0, keepdims=True)))
+    return within / between
+
+
+def fit(data: Data, key: jax.Array, point: Any, epochs: int) -> trials.Params:
+    inputs, labels = jnp.asarray(data.inputs), jnp.asarray(data.labels)
+    return trials.fit(key, inputs, labels, point, methods=METHODS, epochs=epochs)
+
+
+def trainer(data: Data, epochs: int) -> Callable[[jax.Array, Any], dict[str, Any]]:
+    def train(key: jax.Array, point: Any) -> dict[str, Any]:
+        params = fit(data, key, point, epochs)
+        known, held_out = ((jnp.asarray(x), jnp.asarray(y)) for x, y in (data[1:3], data[3:5]))
+        logits, labels = trials.predict(params, held_out[0]), held_out[1]
+        cooled, _ = trials.scaled(logits, labels)
+        kernel = params[-1][0]
+        spreads = {
+            name: spread(trials.features(params, x), y, kernel)
+            for name, (x, y) in {"spread_training": known, "spread_held_out": held_out}.items()
+        }
+        found = {"before": bins(logits, labels), "after": bins(cooled, labels)}
+        return trials.scores(logits, labels) | spreads | found
+
+    return train
+
+
+def figures(result: SweepResult) -> list[dict[str, Any]]:
+    return [
+        {"method": way.title, "strength": way.strength} | trials.statistics(result, i, tuple(COLUMNS_HERE))
+        for i, way in enumerate(WAYS)
+    ]
+
+
+def results(rows: list[dict[str, Any]]) -> str:
+    head = ["method", *(title for title, _, _ in COLUMNS_HERE.values())]
+    body = [[row["method"], *(trials.cell(name, row[name], COLUMNS_HERE) for name in COLUMNS_HERE)] for row in rows]
+    return table([head, *body])
+
+
+def published() -> str:
+    first = ["MNIST", "accuracy %", "ECE %", "accuracy %, for ECE", "ECE %, for ECE"]
+    second = ["ECE %", "no smoothing", "at T*", "smoothed"]
+    tables = (
+        [head, *([title, *row] for title, row in body.items())]
+        for head, body in ((first, PUBLISHED_MNIST), (second, PUBLISHED_ECE))
+    )
+    lienen, müller = map(table, tables)
+    return (
+        f"Lienen & Hüllermeier, second hand: 784-1024-1024-10, 60,000 digits; strengths chosen for accuracy, and for "
+        f"ECE:\n\n{lienen}\n\nMüller et al., where networks are wrong more often:\n\n{müller}"
+    )
+
+
+def pooled(result: SweepResult, index: int, when: str) -> calibration.Reliability:
+    """The held-out predictions of all seeds."""
+    sums = {name: jnp.asarray(result.metrics[f"{when}.{name}"][index].sum(axis=0)) for name in ("count", "correct")}
+    confidence = jnp.asarray(result.metrics[f"{when}.confidence_sum"][index].sum(axis=0))
+    return calibration.Reliability(jnp.linspace(0, 1, len(confidence) + 1), **sums, confidence_sum=confidence)
+
+
+def draw_reliability(path: Path, result: SweepResult) -> None:
+    """A column for each of three networks, as trained above and after temperature scaling below."""
+    titles = [way.title for way in WAYS]
+    figure = trials.new_figure(12, 10.4)
+    figure.get_layout_engine().set(h_pad=0.12)
+    figure.suptitle("Reliability on the held-out digits, all seeds together", fontsize="medium", color="0.35")
+    grid = figure.subplots(2, len(DRAWN))
+    for column, title in enumerate(DRAWN):
+        for row, (when, words) in enumerate((("before", "as trained"), ("after", "after temperature scaling"))):
+            axes = plotting.plot_reliability(pooled(result, titles.index(title), when), ax=grid[row, column])
+            axes.set_title(f"{title}, {words}", y=1.3)
+    figure.savefig(path, format="png")
+
+
+def draw_penultimate(path: Path, data: Data, args: Namespace) -> None:
+    """Training digits above, held-out ones below, of the networks of the first seed, trained once more."""
+    ways = [way for way in WAYS if way.title in DRAWN]
+    key = jax.random.key(0)
+    params = jax.jit(jax.vmap(lambda point: fit(data, key, point, args.epochs)))(points(ways))
+    figure = trials.new_figure(12, 8)
+    grid = figure.subplots(2, len(DRAWN))
+    rng = np.random.default_rng(0)
+    for column, way in enumerate(ways):
+        network = jax.tree.map(lambda x, column=column: x[column], params)
+        kernel, bias = network[-1]
+        for row, (words, x, y) in enumerate(
+            (("training", data.inputs, data.labels), ("held out", data.test_inputs, data.test_labels))
+        ):
+            shown = np.concatenate([rng.permutation(np.flatnonzero(y == k))[:100] for k in CLASSES])
+            drawn = trials.features(network, jnp.asarray(x[shown]))
+            axes = plotting.plot_penultimate(drawn, y[shown], kernel, bias=bias, classes=CLASSES, ax=grid[row, column])
+            axes.set_title(f"{way.title}, {words}")
+            axes.legend().remove()
+            axes.set(xlabel="" if row == 0 else axes.get_xlabel(), ylabel="" if column else axes.get_ylabel())
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.savefig(path, format="png")
+
+
+def run(args: Namespace) -> None:
+    """From flags to the table."""
+    data = trials.load(args)
+    start = time.perf_counter()
+    result = trials.run_all(trainer(data, args.epochs), points(), args)
+    rows = figures(result)
+    words = (
+        f"{trials.in_words(args, data)} Spread: variance of the last layer's inputs within classes over that between "
+        "classes, in the space that its templates span."
+    )
+    print(f"{results(rows)}\n\n{published()}\n\n{words}")
+    print(f"time: {time.perf_counter() - start:.0f} s")
+    if args.out is not None:
+        tables = {"published_mnist": PUBLISHED_MNIST, "published_ece": PUBLISHED_ECE}
+        record = {"papers": PAPERS, "settings": trials.settings(args, data), "rows": rows} | tables
+        text = f"{words}\n\n{results(rows)}\n\n{published()}\n"
+        write(args.out, "calibration_digits", text, record, lambda path: draw_reliability(path, result))
+        with replacing(args.out / "calibration_digits_penultimate.png") as temporary:
+            draw_penultimate(temporary, data, args)
+        print(f"wrote {args.out}: calibration_digits_penultimate.png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    trials.command(PROG, (DESCRIPTION, EXAMPLES), 5, run, argv)
+
+
+if __name__ == "__main__":
+    main()

