@@ -13,7 +13,6 @@ continues. README.md beside this file has the published figures beside ours.
 """
 
 import argparse
-import json
 import math
 import time
 from argparse import Namespace
@@ -26,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flags import COUNT, InputError, OneLineParser
-from runs import make_writable, replacing
+from runs import make_writable
+from tables import table, write
 
 import jax_ls
 from jax_ls import noise
@@ -122,7 +122,7 @@ def train(key: jax.Array, point: dict[str, jax.Array], *, epochs: int) -> dict[s
     return {"accuracy": jnp.mean(correct.astype(jnp.float32))}
 
 
-def tables(result: SweepResult) -> tuple[np.ndarray, np.ndarray]:
+def accuracies(result: SweepResult) -> tuple[np.ndarray, np.ndarray]:
     """Mean accuracy and its standard error: a row for each r, a column for each e."""
     shape = (len(SMOOTHING), len(NOISE))
     return result.mean("accuracy").reshape(shape), result.standard_error("accuracy").reshape(shape)
@@ -137,14 +137,11 @@ def markdown(accuracy: np.ndarray, error: np.ndarray) -> str:
         cells = [f"{x:.3f}{s} ({y:.3f})" for x, s, y in zip(means, spread, published, strict=True)]
         rows.append([f"{r:g}", *cells])
     rows.append(["best by theory", *(f"{r:.3g}" for r in best_smoothing(np.array(NOISE)))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return table(rows)
 
 
-def write(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) -> None:
-    """noisy_twonorm.md, .json and .png, each whole or not at all."""
+def keep(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) -> None:
+    """noisy_twonorm.md, .json and .png."""
     caption = (
         f"Test accuracy on Twonorm, mean ± standard error of {args.seeds} seeds after {args.epochs} epochs; in "
         f"brackets Wei et al. 2022, Table 1. r: smoothing, e: share of wrong training labels. Bayes rate: {BAYES:.4f}."
@@ -160,12 +157,8 @@ def write(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) -
         "best_smoothing_by_theory": best_smoothing(np.array(NOISE)).round(4).tolist(),
         "bayes_rate": BAYES,
     }
-    with replacing(out / "noisy_twonorm.md") as temporary:
-        temporary.write_text(f"{caption}\n\n{markdown(accuracy, error)}\n", encoding="utf-8")
-    with replacing(out / "noisy_twonorm.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    with replacing(out / "noisy_twonorm.png") as temporary:
-        draw(temporary, accuracy, error)
+    text = f"{caption}\n\n{markdown(accuracy, error)}\n"
+    write(out, "noisy_twonorm", text, record, lambda path: draw(path, accuracy, error))
 
 
 def draw(path: Path, accuracy: np.ndarray, error: np.ndarray) -> None:
@@ -242,13 +235,12 @@ def run(args: Namespace) -> None:
         )
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
-    accuracy, error = tables(result)
+    accuracy, error = accuracies(result)
     print(markdown(accuracy, error))
     print(f"\nBayes rate {BAYES:.4f}; published in brackets")
     print(f"time: {time.perf_counter() - start:.0f} s")
     if args.out is not None:
-        write(args.out, args, accuracy, error)
-        print(f"wrote {args.out}: noisy_twonorm.md, noisy_twonorm.json, noisy_twonorm.png, runs.jsonl")
+        keep(args.out, args, accuracy, error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

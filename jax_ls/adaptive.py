@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jax_ls import checks
+from jax_ls.beliefs import Belief
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.controller import CalibrationController, CalibrationState
-from jax_ls.predictions import Array, Belief, Predicted, Rival, log_prob, one_hot
+from jax_ls.predictions import Array, Rival, log_prob, one_hot
 
 __all__ = ["CalibrationController", "CalibrationState", "beta", "confidence", "entropy", "margin", "uncertainty"]
 
@@ -169,7 +170,7 @@ def entropy(
       Smooths the confident: Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022.
     """
     options = where, class_where, axis, axis_name
-    h = -log_prob(logits, Belief(-log_prob(logits, Predicted(), *options)), *options)
+    h = -log_prob(logits, Belief(), *options)
     size = _num_classes(jnp.asarray(logits), class_where, axis, axis_name).astype(h.dtype)
     # One class leaves nothing to doubt. Rounding does not take H beyond log K.
     return _epsilon(smoothing, jnp.maximum(1 - h / jnp.log(jnp.where(size > 1, size, jnp.e)), 0), where)

@@ -1,4 +1,4 @@
-"""What the model predicts, as constants: the probability of the label, of its rival, of the likeliest class; H(p).
+"""What the model predicts, as constants: the probability of the label, of its rival, of the likeliest class.
 
 Each is a cross-entropy, CE(z, δ_y) = −log p_y, with a target that reads the logits that it meets. Masks, sharding,
 offsets and half precision are then those of `cross_entropy`, and so are maximum and Σ exp: XLA takes them once, for
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jax_ls import checks
 from jax_ls.algebra import Target, pytree
-from jax_ls.class_axis import AxisName, ClassAxis, align, saved
+from jax_ls.class_axis import AxisName, ClassAxis, align
 from jax_ls.losses import cross_entropy
 from jax_ls.targets import OneHot
 
@@ -42,22 +42,6 @@ class Rival(Target):
         classes = jax.lax.optimization_barrier(jnp.arange(values.shape[-1], dtype=values.dtype))
         away = jnp.abs(align(classes, values.ndim) - (self.labels - axis.start)[..., None].astype(values.dtype))
         return _less_offset(axis.max(values + (1 - jnp.minimum(away, 1)) * jnp.finfo(values.dtype).min), axis)
-
-
-@pytree(top_nll=0)
-@dataclass(frozen=True, eq=False)
-class Belief(Target):
-    """p itself: its cross-entropy is H(p). It is told −log max p, which is log Σ exp(z − max z)."""
-
-    top_nll: jax.Array
-
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
-        if values is None:
-            return jnp.ones(())
-        # A barrier of its own: shared with the sums of the loss, z − max would be written out.
-        d = values if axis.offset is None else values - jax.lax.optimization_barrier(axis.offset)[..., None]
-        d = jnp.maximum(d, jnp.finfo(d.dtype).min)
-        return saved(axis.psum(jnp.sum(jnp.exp(d - self.top_nll[..., None]) * d, axis=-1)))
 
 
 def _less_offset(x: jax.Array, axis: ClassAxis) -> jax.Array:

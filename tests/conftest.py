@@ -1,5 +1,11 @@
 """Before any backend starts: eight CPU devices, JAX at its strictest, and laws that draw the same every time."""
 
+import os
+
+# Most of the time goes into compiling programs that run once on small arrays, so LLVM need not try hard. What XLA fuses
+# and allocates, which the tests of memory look at, stays as users get it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
 import hypothesis
 import jax
 

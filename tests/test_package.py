@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "schedules": {"checks"},
     "predictions": {"checks", "class_axis", "algebra", "targets", "losses"},
     "controller": {"checks", "class_axis", "algebra", "predictions"},
-    "adaptive": {"checks", "class_axis", "predictions", "controller"},
+    "adaptive": {"checks", "class_axis", "beliefs", "predictions", "controller"},
     "online": {"checks", "class_axis", "algebra", "targets", "predictions"},
     "beliefs": {"checks", "class_axis", "algebra", "targets"},
     "label_noise": {"checks", "class_axis"},
