@@ -40,13 +40,12 @@ script.main(sys.argv[1:])
 
 
 def process(*command):
-    """On eight pretended devices, as the tests have them."""
+    """On eight pretended devices and compiled as the tests are, to be equal in bits."""
     path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH"))))
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"  # compiled alike, to be equal in bits
-    forced = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     return subprocess.run(
         [sys.executable, "-W", "error", *map(str, command)],
-        env=os.environ | forced,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
