@@ -188,10 +188,10 @@ def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
     return Sparse(indices, jnp.stack([1 - upper_share, upper_share], axis=-1))
 
 
-# log(erfc(x) exp(x²) (1 + x/2)) in powers of 1/(1 + x/2), to 1e-7 over all x ≥ 0: a minimax fit.
-_LOG_TAIL = (
-    *(0.168760598, -0.81332469, 1.47325516, -1.12110078, 0.271352589),
-    *(-0.183966637, 0.0963882357, 0.374125034, 1.00002265, -1.26551223),
+# erfc(x) exp(x²) (1 + 0.4x) in powers of 1/(1 + 0.4x), to 1.3e-7 over all x ≥ 0: a minimax fit.
+_TAIL = (
+    *(0.0502606519, -0.18289578, 0.169076547, -0.00560035603),
+    *(0.141428247, 0.168542743, 0.207842603, 0.225669608, 0.225675866),
 )
 
 
@@ -203,9 +203,8 @@ def _tail(x: jax.Array) -> jax.Array:
     """
     size = jnp.abs(x)
     if x.dtype == jnp.float32:
-        t = 1 / (1 + size / 2)
-        power = functools.reduce(lambda total, c: total * t + c, _LOG_TAIL)
-        tail = t * jnp.exp(power - x * x)
+        t = 1 / (1 + 0.4 * size)
+        tail = t * functools.reduce(lambda total, c: total * t + c, _TAIL) * jnp.exp(-x * x)
     else:
         tail = jax.lax.erfc(size)
     return jnp.where(x < 0, -tail, tail)
