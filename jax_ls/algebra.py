@@ -17,22 +17,23 @@ from jax_ls.class_axis import ClassAxis, align, multiply
 T = TypeVar("T")
 
 
-def pytree(**ranks: int) -> Callable[[type[T]], type[T]]:
-    """Registers a dataclass with all fields as children; unflattening skips the constructor and its checks.
+def pytree(*static: str, **ranks: int) -> Callable[[type[T]], type[T]]:
+    """Registers a dataclass, its fields as children; unflattening skips the constructor and its checks.
 
-    `ranks` names the arrays among the fields, and how many axes each has for one example.
+    `static` names fields that are no children; `ranks` the arrays, and how many axes each has for one example.
     """
 
     def register(cls: type[T]) -> type[T]:
-        names = tuple(cls.__annotations__)
+        names = tuple(name for name in cls.__annotations__ if name not in static)
 
-        def flatten(node: T) -> tuple[list[tuple[Any, Any]], None]:
-            return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
+        def flatten(node: T) -> tuple[list[tuple[Any, Any]], Any]:
+            children = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names]
+            return children, tuple(getattr(node, name) for name in static)
 
-        def unflatten(_: None, children: Any) -> T:
+        def unflatten(constants: Any, children: Any) -> T:
             node = object.__new__(cls)
-            for name, child in zip(names, children, strict=True):
-                object.__setattr__(node, name, child)
+            for name, value in zip((*static, *names), (*constants, *children), strict=True):
+                object.__setattr__(node, name, value)
             return node
 
         jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
@@ -82,8 +83,9 @@ class Target:
     def per_example(self) -> list[bool]:
         """Of each leaf of the tree, in its order, whether it has one entry an example; the others are shared."""
         flags = []
-        for name in type(self).__annotations__:
-            field = getattr(self, name)
+        children, _ = jax.tree_util.tree_flatten_with_path(self, is_leaf=lambda x: x is not self)
+        for (key,), field in children:
+            name = str(getattr(key, "name", key))
             if isinstance(field, Target):
                 flags += field.per_example()
             elif field is not None:

@@ -61,6 +61,12 @@ def assert_num_classes(name: str, x: jax.Array, num_classes: int | None) -> None
         chex.assert_axis_dimension(x, -1, num_classes, custom_message=message)
 
 
+def assert_total(name: str, num_classes: int, total: int) -> None:
+    """A target over `num_classes` meets a loss over as many."""
+    message = f"{name}: expected {total} classes, as the values have, got {num_classes}"
+    chex.assert_equal(num_classes, total, custom_message=message)
+
+
 def assert_class_values(name: str, x: jax.Array, values: Shaped | None) -> None:
     """`x` is (K,), or (*batch, K), for values (*batch, K)."""
     if values is not None:
@@ -95,12 +101,17 @@ def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
+def as_array(name: str, x: Any, expected: str = "an array of numbers") -> jax.Array:
+    """What JAX can make an array of."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected {expected}, got {x!r}") from error
+
+
 def as_weight(name: str, x: object) -> jax.Array:
     """A real number or array of them, at least float32: 1 − ε has no digits to lose."""
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected a number or an array of numbers, got {x!r}") from error
+    x = as_array(name, x, "a number or an array of numbers")
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(wide(x.dtype))
     if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
@@ -119,14 +130,14 @@ def check_size(name: str, size: object) -> int:
 
 def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     """Integers, wide enough to be compared with any number of classes."""
-    labels = jnp.asarray(x)
+    labels = as_array(name, x, "integers (*batch,)")
     assert_kind(name, labels, int, "integers (*batch,)")
     return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
 
 
 def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
     """Booleans of `shape`."""
-    where = jnp.asarray(x)
+    where = as_array(name, x, f"booleans {shape}")
     assert_kind(name, where, bool, f"booleans {shape}")
     assert_shape(name, where, [shape], f"booleans {shape}")
     return where
@@ -134,7 +145,7 @@ def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
 
 def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     """A boolean array with a class axis."""
-    where = jnp.asarray(x)
+    where = as_array(name, x, "booleans (K,) or (*batch, K)")
     assert_kind(name, where, bool, "booleans (K,) or (*batch, K)")
     assert_min_rank(name, where, 1, "booleans (K,) or (*batch, K)")
     return where
@@ -142,7 +153,7 @@ def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
 
 def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     """Real numbers with a class axis, at least float32."""
-    values = jnp.asarray(x)
+    values = as_array(name, x, "real numbers (K,) or (*batch, K)")
     assert_kind(name, values, float, "real numbers (K,) or (*batch, K)")
     assert_min_rank(name, values, 1, "real numbers (K,) or (*batch, K)")
     return values.astype(wide(values.dtype))
@@ -158,7 +169,7 @@ def as_broadcast(name: str, x: object, like: jax.Array) -> jax.Array:
 
 def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     """Real numbers with a class axis, in their own dtype."""
-    logits = jnp.asarray(x)
+    logits = as_array(name, x, "real numbers (*batch, K)")
     assert_kind(name, logits, float, "real numbers (*batch, K)")
     assert_min_rank(name, logits, 1, "real numbers (*batch, K)")
     return logits
@@ -188,9 +199,10 @@ def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) 
     values = as_weight(name, x)
     if isinstance(x, Tracer):
         return jnp.where(holds(values), values, jnp.nan)
-    given = np.asarray(x)
-    if not np.all(holds(given)):
-        raise ValueError(f"{name}: expected {expected}, got {given[~holds(given)].flat[0]}")
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(x).astype(values.dtype)
+    if not (held := np.asarray(holds(rounded))).all():
+        raise ValueError(f"{name}: expected {expected}, got {np.asarray(x)[~held].flat[0]} in {values.dtype}")
     return values
 
 

@@ -67,8 +67,11 @@ def chunked_loss(
         transposed: bool = False,
     ) -> Any:
         h, k = _checked(hidden, kernel, transposed)
+        if softcap is not None:
+            checks.check_values("softcap", softcap, lambda c: (c > 0) & (c < math.inf), "a finite number > 0")
         batch, classes = h.shape[:-1], k.shape[0 if transposed else 1]
-        w = jnp.ones(batch) if weights is None else checks.as_broadcast("weights", weights, jnp.ones(batch))
+        each = jnp.ones(batch, checks.wide(h.dtype))
+        w = each if weights is None else checks.as_broadcast("weights", weights, each)
         count = normalizer(w, reduction, denominator=denominator, axis_name=token_axis_name)
         # A loss scale reaches float16 gradients after the forward pass, so they are not divided before.
         early = count if h.dtype != jnp.float16 else jnp.ones_like(count)
@@ -160,6 +163,7 @@ def linear_cross_entropy(
     """
     h, k = _checked(hidden, kernel, transposed)
     logits = jax.ShapeDtypeStruct((*h.shape[:-1], k.shape[0 if transposed else 1]), h.dtype)
+    each = jnp.ones(h.shape[:-1], checks.wide(h.dtype))
     if not isinstance(target, Target):
         checks.assert_target("target", jnp.asarray(target), logits)
     plain = isinstance(smoothing, int | float) and smoothing == 0 and prior is None
@@ -171,7 +175,7 @@ def linear_cross_entropy(
         "hidden": h,
         "kernel": k,
         "target": as_target(target),
-        "weights": None if weights is None else checks.as_broadcast("weights", weights, jnp.ones(h.shape[:-1])),
+        "weights": None if weights is None else checks.as_broadcast("weights", weights, each),
         "bias": None if bias is None else jnp.asarray(bias),
         "shared": _shared(logits.shape[-1:], class_where, class_weights, z_loss),
         "denominator": denominator,

@@ -58,10 +58,15 @@ def smooth_policy(
     if prior is not None:
         prior = checks.as_class_values("prior", prior)
         checks.assert_class_values("prior", prior, given)
-    if from_logits:
-        given = _softmax(given, legal)
-    pure = Dense(given) if legal is None else Restricted(Dense(given), legal)
-    return smooth(pure, epsilon, prior=prior, class_where=legal).probs(given.shape[-1])
+    if legal is None:
+        pure = Dense(_softmax(given, None) if from_logits else given)
+        return smooth(pure, epsilon, prior=prior).probs(given.shape[-1])
+    # A row with nothing legal is worked out as if all were: a NaN on the way would reach the slope of a shared ε.
+    some = jnp.any(legal, axis=-1, keepdims=True)
+    shown = legal | ~some
+    pure = Restricted(Dense(_softmax(given, shown) if from_logits else given), shown)
+    smoothed = smooth(pure, epsilon, prior=prior, class_where=shown).probs(given.shape[-1])
+    return jnp.where(align(some, smoothed.ndim), smoothed, jnp.nan)
 
 
 def epsilon_greedy(action_values: Array, smoothing: Array, *, legal_actions: Array | None = None) -> jax.Array:
@@ -91,7 +96,7 @@ def epsilon_greedy(action_values: Array, smoothing: Array, *, legal_actions: Arr
     legal = _as_legal(legal_actions, values)
     if legal is not None:
         values = jnp.where(align(legal, values.ndim), values, -jnp.inf)
-    best = (values == jnp.max(values, axis=-1, keepdims=True)).astype(values.dtype)
+    best = (values == jnp.max(values, axis=-1, keepdims=True, initial=-jnp.inf)).astype(values.dtype)
     return smooth_policy(best / jnp.sum(best, axis=-1, keepdims=True), smoothing, legal_actions=legal)
 
 
@@ -129,10 +134,12 @@ def dirichlet_noise(
       Silver et al., Mastering the Game of Go without Human Knowledge, 2017.
     """
     p = checks.as_class_values("probs", probs)
+    share = checks.as_weight("fraction", fraction)
+    checks.assert_shape("fraction", share, [(), p.shape[:-1]], f"() or {p.shape[:-1]}, the shape of the batch")
     concentration = checks.as_broadcast("alpha", as_positive("alpha", alpha), p)
     # Of logarithms, for at a small α most gammas are below the least float.
     noise = _softmax(jax.random.loggamma(key, concentration), _as_legal(legal_actions, p))
-    return smooth_policy(p, fraction, legal_actions=legal_actions, prior=noise)
+    return smooth_policy(p, share, legal_actions=legal_actions, prior=noise)
 
 
 def _softmax(logits: jax.Array, legal: jax.Array | None) -> jax.Array:

@@ -80,8 +80,7 @@ def bradley_terry(
       Bradley and Terry, Rank Analysis of Incomplete Block Designs, 1952; Christiano et al., Deep Reinforcement
       Learning from Human Preferences, 2017.
     """
-    chosen = checks.as_weight("chosen_reward", chosen_reward)
-    rejected = _like("rejected_reward", rejected_reward, chosen)
+    chosen, rejected = _pairs(chosen_reward=chosen_reward, rejected_reward=rejected_reward)
     if where is not None:
         where = checks.as_where("where", where, chosen.shape)
         chosen, rejected = (jnp.where(where, x, 0) for x in (chosen, rejected))
@@ -129,15 +128,18 @@ def dpo(
       Rafailov et al., Direct Preference Optimization, 2023; Mitchell, A Note on DPO with Noisy Preferences and
       Relationship to IPO, 2023.
     """
-    chosen = checks.as_weight("policy_chosen", policy_chosen)
-    others = {"policy_rejected": policy_rejected, "reference_chosen": reference_chosen}
-    others["reference_rejected"] = reference_rejected
-    rejected, chosen_before, rejected_before = (_like(name, x, chosen) for name, x in others.items())
-    beta = checks.as_broadcast("beta", as_positive("beta", beta), chosen)
-    better, worse = beta * (chosen - chosen_before), beta * (rejected - rejected_before)
+    chosen, rejected, chosen_before, rejected_before = _pairs(
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
+    factor = checks.as_broadcast("beta", as_positive("beta", beta), chosen)
+    gains = chosen - chosen_before, rejected - rejected_before
     if where is not None:
         where = checks.as_where("where", where, chosen.shape)
-        better, worse = jnp.where(where, better, 0), jnp.where(where, worse, 0)
+        gains = tuple(jnp.where(where, x, 0) for x in gains)
+    better, worse = (factor * x for x in gains)
     accuracy = (better > worse).astype(better.dtype)
     return Preference(bradley_terry(better, worse, smoothing, where=where), better, worse, accuracy)
 
@@ -245,17 +247,18 @@ def sequence_log_probability(
     References:
       Rafailov et al., Direct Preference Optimization, 2023.
     """
-    y = checks.as_labels("labels", labels)
+    y, x = checks.as_labels("labels", labels), checks.as_logits("outputs", outputs)
     checks.assert_min_rank("labels", y, 1, "integers (*batch, T)")
+    checks.assert_shape("labels", y, [x.shape[:-1]], f"integers {x.shape[:-1]}, for outputs {checks.describe(x)}")
     kept = None if where is None else checks.as_where("where", where, y.shape)
     if kernel is None:
         layer = {"bias": bias, "softcap": softcap, "chunk_size": chunk_size, "transposed": transposed or None}
         if alone := [name for name, option in layer.items() if option is not None]:
             raise TypeError(f"{alone[0]}: expected None without a kernel, got {checks.describe(layer[alone[0]])}")
-        losses = cross_entropy(outputs, y, where=kept, class_where=class_where, axis_name=axis_name)
+        losses = cross_entropy(x, y, where=kept, class_where=class_where, axis_name=axis_name)
     else:
         losses = linear_cross_entropy(
-            outputs,
+            x,
             kernel,
             y,
             bias=bias,
@@ -270,8 +273,11 @@ def sequence_log_probability(
     return -jnp.sum(losses, axis=-1)
 
 
-def _like(name: str, x: Array, like: jax.Array) -> jax.Array:
-    """Real numbers of the same shape."""
-    values = checks.as_weight(name, x)
-    checks.assert_shape(name, values, [like.shape], f"{like.shape}, one number a pair")
-    return values
+def _pairs(**given: Array) -> list[jax.Array]:
+    """Real numbers of one shape, that of the first, in the widest of their dtypes."""
+    values = {name: checks.as_weight(name, x) for name, x in given.items()}
+    shape = next(iter(values.values())).shape
+    for name, x in values.items():
+        checks.assert_shape(name, x, [shape], f"{shape}, one number a pair")
+    dtype = max((x.dtype for x in values.values()), key=lambda dtype: dtype.itemsize)
+    return [x.astype(dtype) for x in values.values()]

@@ -13,6 +13,7 @@ from jax_ls.algebra import pytree
 from jax_ls.checks import as_parameter
 
 Array = jax.typing.ArrayLike
+Numbers = jax.Array | np.ndarray
 
 
 @pytree(atoms=1, edges=1)
@@ -28,7 +29,7 @@ class Support:
       num_bins: B ≥ 2, static.
 
     Raises:
-      ValueError: low ≥ high, numbers that are not finite, fewer than two bins.
+      ValueError: low ≥ high, numbers that are not finite, fewer than two bins, bins that rounding makes empty.
       AssertionError, TypeError: arguments that are no numbers.
 
     Example:
@@ -51,22 +52,26 @@ class Support:
         if size < 2:
             raise ValueError(f"num_bins: expected at least 2, got {size}")
         first, last = same_dtype(_as_end("low", low), _as_end("high", high))
-        if not any(isinstance(x, Tracer) for x in (low, high)) and not np.asarray(low) < np.asarray(high):
-            raise ValueError(f"low: expected a number below high, got {low} and {high}")
-        atoms = jnp.linspace(first, jnp.where(first < last, last, jnp.nan), size)
-        self._set(atoms, _midway(atoms))
+        if any(isinstance(x, Tracer) for x in (low, high)):
+            atoms = jnp.linspace(first, last, size)
+        else:
+            ends = np.asarray(low, float), np.asarray(high, float)
+            if not ends[0] < ends[1]:
+                raise ValueError(f"low: expected a number below high, got {low} and {high}")
+            atoms = np.linspace(*ends, size).astype(first.dtype)
+        self._set("low", atoms, _midway(atoms))
 
     @classmethod
     def from_atoms(cls, atoms: Array) -> Self:
         """Any increasing atoms (B,), `symexp(jnp.linspace(-20, 20, 255))` for one; edges lie midway between them."""
         values = _as_increasing("atoms", atoms, 2)
-        return object.__new__(cls)._set(values, _midway(values))
+        return object.__new__(cls)._set("atoms", values, _midway(values))
 
     @classmethod
     def from_edges(cls, edges: Array) -> Self:
         """Any increasing edges (B + 1,); atoms lie midway between them."""
         values = _as_increasing("edges", edges, 3)
-        return object.__new__(cls)._set((values[1:] + values[:-1]) / 2, values)
+        return object.__new__(cls)._set("edges", (values[1:] + values[:-1]) / 2, values)
 
     @property
     def num_bins(self) -> int:
@@ -81,11 +86,17 @@ class Support:
         def extended(x: jax.Array) -> jax.Array:
             return jnp.concatenate([x[0] - below * steps[::-1], x, x[-1] + above * steps])
 
-        return object.__new__(type(self))._set(extended(self.atoms), extended(self.edges))
+        return object.__new__(type(self))._set("bins", extended(self.atoms), extended(self.edges))
 
-    def _set(self, atoms: jax.Array, edges: jax.Array) -> Self:
-        object.__setattr__(self, "atoms", atoms)
-        object.__setattr__(self, "edges", edges)
+    def _set(self, name: str, atoms: Numbers, edges: Numbers) -> Self:
+        """Bins that rounding has not made empty: ValueError if NumPy's arrays have some, NaN if JAX's."""
+        both = atoms, edges
+        if isinstance(atoms, np.ndarray) and not all((np.diff(x) > 0).all() for x in both):
+            bins = f"{atoms.size} from {atoms[0]} to {atoms[-1]}"
+            raise ValueError(f"{name}: expected bins that {atoms.dtype} can tell apart, got {bins}")
+        apart = jnp.all(jnp.diff(both[0]) > 0) & jnp.all(jnp.diff(both[1]) > 0)
+        for field, values in zip(("atoms", "edges"), both, strict=True):
+            object.__setattr__(self, field, jnp.where(apart, values, jnp.nan))
         return self
 
 
@@ -93,6 +104,13 @@ def same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both in the wider of their dtypes."""
     dtype = max(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
     return x.astype(dtype), y.astype(dtype)
+
+
+def as_support(x: object) -> Support:
+    """A `Support`."""
+    if not isinstance(x, Support):
+        raise TypeError(f"support: expected a Support, got {checks.describe(x)}")
+    return x
 
 
 def as_count(name: str, x: int) -> int:
@@ -109,20 +127,22 @@ def _as_end(name: str, x: Array) -> jax.Array:
     return end
 
 
-def _as_increasing(name: str, x: Array, fewest: int) -> jax.Array:
-    """Increasing numbers; where they are traced and not increasing, NaN."""
+def _as_increasing(name: str, x: Array, fewest: int) -> Numbers:
+    """Increasing numbers, in NumPy where they are known."""
     values = checks.as_weight(name, x)
     checks.assert_rank(name, values, 1, f"increasing numbers, at least {fewest}")
     if values.size < fewest:
         raise ValueError(f"{name}: expected at least {fewest} increasing numbers, got {values.size}")
-    if not isinstance(x, Tracer):
-        given = np.asarray(x)
-        if not (np.isfinite(given).all() and (np.diff(given) > 0).all()):
-            raise ValueError(f"{name}: expected finite increasing numbers, got {given}")
-    return jnp.where(jnp.all(values[1:] > values[:-1]), values, jnp.nan)
+    if isinstance(x, Tracer):
+        return values
+    given = np.asarray(x)
+    if not (np.isfinite(given).all() and (np.diff(given) > 0).all()):
+        raise ValueError(f"{name}: expected finite increasing numbers, got {given}")
+    return given.astype(values.dtype)
 
 
-def _midway(atoms: jax.Array) -> jax.Array:
+def _midway(atoms: Numbers) -> Numbers:
     """Edges between atoms; the outermost as far outside as the next are inside."""
     middle = (atoms[1:] + atoms[:-1]) / 2
-    return jnp.concatenate([2 * atoms[:1] - middle[:1], middle, 2 * atoms[-1:] - middle[-1:]])
+    xp = np if isinstance(atoms, np.ndarray) else jnp
+    return xp.concatenate([2 * atoms[:1] - middle[:1], middle, 2 * atoms[-1:] - middle[-1:]])

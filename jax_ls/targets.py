@@ -161,7 +161,7 @@ class Rows(Target):
         return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
 
 
-@pytree(indices=1, weights=1)
+@pytree("num_classes", indices=1, weights=1)
 @dataclass(frozen=True, eq=False)
 class Sparse(Target):
     """A few classes for each example: q = Σ_s w_s δ_{i_s}. Mixup, two-hot values, neighbouring labels.
@@ -171,6 +171,7 @@ class Sparse(Target):
     Args:
       indices: integers (*batch, S).
       weights: real numbers (*batch, S).
+      num_classes: K if it is known here, static: then a loss over another number of classes raises.
 
     Raises:
       AssertionError: dtypes, or shapes that differ.
@@ -182,6 +183,7 @@ class Sparse(Target):
 
     indices: jax.Array
     weights: jax.Array
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         indices = checks.as_labels("indices", self.indices)
@@ -191,6 +193,7 @@ class Sparse(Target):
         object.__setattr__(self, "weights", weights)
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+        self._check(axis)
         checks.assert_batch("indices", self.indices[..., 0], values)
         picked = axis.pick(values, self.indices)
         terms = multiply(self.weights.astype(picked.dtype), picked)
@@ -200,12 +203,17 @@ class Sparse(Target):
         return functools.reduce(jnp.add, (terms[..., s] for s in range(terms.shape[-1])))
 
     def probs_on(self, axis: ClassAxis) -> jax.Array:
-        known = jnp.all(axis.contains(self.indices) | (self.weights == 0), axis=-1, keepdims=True)
+        self._check(axis)
+        known = axis.contains(self.indices) & ~jnp.isnan(self.weights) | (self.weights == 0)
         probs = jnp.sum(jnp.where(axis.columns(self.indices), self.weights[..., None], 0), axis=-2)
-        return jnp.where(known, probs, jnp.nan)
+        return jnp.where(jnp.all(known, axis=-1, keepdims=True), probs, jnp.nan)
 
     def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
         return jnp.sum(jnp.where(self.indices == labels[..., None], self.weights, 0), axis=-1)
+
+    def _check(self, axis: ClassAxis) -> None:
+        if self.num_classes is not None and axis.size is not None:
+            checks.assert_total("target", self.num_classes, axis.size * axis.num_devices)
 
 
 def as_target(x: Target | jax.typing.ArrayLike) -> Target:

@@ -14,7 +14,7 @@ from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.checks import as_positive
 from jax_ls.class_axis import align, saved
-from jax_ls.support import Support, as_count, same_dtype
+from jax_ls.support import Support, as_count, as_support, same_dtype
 from jax_ls.targets import Dense, Sparse
 from jax_ls.transforms import signed_hyperbolic, signed_parabolic, symexp, symlog
 
@@ -36,13 +36,14 @@ Array = jax.typing.ArrayLike
 def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, padding: int = 0) -> Target:
     """A Gaussian around the return, as a histogram: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
 
-    Differences are taken in the tail that both edges lie in, where they are exact. For equal bins and σ ≥ ¾ bin, a
-    return ⌈4σ⌉ bins inside the edges is the mean of its histogram, to 1e-4 of a bin; nearer, the cut tail draws it in.
+    Differences are taken in the tail that both edges lie in, where they are exact. For equal bins and σ of ¾ to 2 bins,
+    ⌈4σ⌉ bins of padding make the clipped return the mean, to 1e-4 of a bin; without, cut tails draw the ends in.
 
     Args:
       returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
       support: the bins.
-      sigma_ratio: σ in bins (in mean widths where these differ), > 0, () or (*batch,). May be traced; NaN if not > 0.
+      sigma_ratio: σ in bins, > 0, () or (*batch,). May be traced; NaN if not > 0. Where bins differ, in their mean
+        width: for bins that grow, transform the returns instead, `hl_gauss(symlog(t), even)`.
       padding: bins at each end that are left to the tails: returns are clipped to the atoms within. To cover
         [low, high] so, take `Support(low, high, num_bins).pad(padding)`.
 
@@ -51,7 +52,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
 
     Raises:
       AssertionError: shapes that do not fit.
-      TypeError, ValueError: returns that are no real numbers, σ ≤ 0, padding that leaves no bin.
+      TypeError, ValueError: returns that are no real numbers, σ ≤ 0, padding that leaves no bin, no `Support`.
 
     Example:
       >>> from jax_ls.values import Support, expected_value, hl_gauss
@@ -70,7 +71,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
     given = checks.as_weight("returns", returns)
     ratio = as_positive("sigma_ratio", sigma_ratio)
     checks.assert_shape("sigma_ratio", ratio, [(), given.shape], f"() or {given.shape}, the shape of the returns")
-    first = as_count("padding", padding)
+    first, support = as_count("padding", padding), as_support(support)
     last = support.num_bins - 1 - first
     if first > last:
         raise ValueError(f"padding: expected to leave some of {support.num_bins} bins, got {padding}")
@@ -99,7 +100,7 @@ def two_hot(returns: Array, support: Support) -> Target:
       A `Target` of the size of the returns, whose mean is t; a NaN return makes its own row NaN.
 
     Raises:
-      TypeError: returns that are no real numbers.
+      TypeError: returns that are no real numbers, no `Support`.
 
     Example:
       >>> from jax_ls.values import Support, two_hot
@@ -146,7 +147,7 @@ def categorical_projection(returns: Array, probs: Array, support: Support) -> Ta
     hot = _between_atoms(jnp.broadcast_to(align(t, p.ndim), p.shape), support)
     flat = (*p.shape[:-1], 2 * p.shape[-1])
     weights = hot.weights * p[..., None].astype(hot.weights.dtype)
-    return Sparse(hot.indices.reshape(flat), weights.reshape(flat))
+    return Sparse(hot.indices.reshape(flat), weights.reshape(flat), support.num_bins)
 
 
 def expected_value(logits: Array, support: Support) -> jax.Array:
@@ -171,7 +172,7 @@ def expected_value(logits: Array, support: Support) -> jax.Array:
       Farebrother et al., Stop Regressing, 2024.
     """
     z = checks.as_logits("logits", logits)
-    checks.assert_num_classes("logits", z, support.num_bins)
+    checks.assert_num_classes("logits", z, as_support(support).num_bins)
     z, atoms = same_dtype(z.astype(checks.wide(z.dtype)), support.atoms)
     # About an atom in the middle: far from 0, a rounding of Σ p would show.
     middle = atoms[support.num_bins // 2]
@@ -179,13 +180,13 @@ def expected_value(logits: Array, support: Support) -> jax.Array:
 
 
 def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
-    t, atoms = same_dtype(returns, support.atoms)
+    t, atoms = same_dtype(returns, as_support(support).atoms)
     t = jnp.clip(t, atoms[0], atoms[-1])
     lower = jnp.clip(jnp.searchsorted(atoms, t, side="right") - 1, 0, atoms.size - 2)
     below, above = atoms[lower], atoms[lower + 1]
     upper_share = (t - below) / (above - below)
     indices = jnp.stack([lower, lower + 1], axis=-1)
-    return Sparse(indices, jnp.stack([1 - upper_share, upper_share], axis=-1))
+    return Sparse(indices, jnp.stack([1 - upper_share, upper_share], axis=-1), support.num_bins)
 
 
 # erfc(x) exp(x²) (1 + 0.4x) in powers of 1/(1 + 0.4x), to 1.3e-7 over all x ≥ 0: a minimax fit.

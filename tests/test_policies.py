@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from jax_ls import cross_entropy
+from jax_ls import Uniform, cross_entropy
 from jax_ls.preferences import dirichlet_noise, epsilon_greedy, smooth_policy
 
 PROBS = np.array([[0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4]], np.float32)
@@ -73,6 +73,27 @@ def test_no_legal_action_makes_its_own_row_nan():
         assert np.isnan(call()).all(axis=-1).tolist() == [True, False]
 
 
+def test_no_legal_action_leaves_other_rows_their_slopes():
+    """In an ε that all rows share."""
+
+    def total(epsilon, legal, rows):
+        policy = smooth_policy(PROBS[rows], epsilon, legal_actions=legal[rows])
+        return jnp.sum(jnp.where(legal.any(axis=-1)[rows, None], policy, 0) @ np.arange(4, dtype=np.float32))
+
+    spoilt = LEGAL & np.array([[False], [True]])
+    slope = jax.grad(total)(0.3, spoilt, slice(None))
+    np.testing.assert_allclose(slope, jax.grad(total)(0.3, spoilt, slice(1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_policies_are_widened(dtype):
+    narrow = jnp.asarray(PROBS, dtype)
+    actual = smooth_policy(narrow, 0.3, legal_actions=LEGAL)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, exact_policy(np.asarray(narrow, float), 0.3, LEGAL), rtol=1e-6)
+    assert {f.dtype for f in (epsilon_greedy(narrow, 0.1), dirichlet_noise(KEY, narrow))} == {jnp.dtype("float32")}
+
+
 def test_dirichlet_noise_has_its_mean_and_variance_over_legal_actions():
     draws, alpha, fraction = 20_000, 0.3, 0.25
     probs, legal = np.array([0.2, 0.5, 0.3, 0.0], np.float32), np.array([True, True, True, False])
@@ -95,6 +116,11 @@ BAD = [
     ("action_values", lambda: epsilon_greedy(jnp.ones(4, int), 0.1), r"int32 \(4,\)"),
     ("alpha", lambda: dirichlet_noise(KEY, PROBS, alpha=0.0), "0.0"),
     ("probs", lambda: dirichlet_noise(KEY, jnp.array(1.0)), r"float32 \(\)"),
+    ("fraction", lambda: dirichlet_noise(KEY, PROBS, fraction=ONES), r"float32 \(3,\)"),
+    ("fraction", lambda: dirichlet_noise(KEY, PROBS, fraction="much"), "much"),
+    ("action_values", lambda: epsilon_greedy(None, 0.1), "None"),
+    ("legal_actions", lambda: smooth_policy(PROBS, 0.1, legal_actions="all"), "all"),
+    ("prior", lambda: smooth_policy(PROBS, 0.1, prior=Uniform()), "Uniform"),
 ]
 
 

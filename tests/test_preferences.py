@@ -117,13 +117,28 @@ def test_parameters_may_be_mapped_over():
         )
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrow_log_probabilities_are_widened_before_they_are_subtracted(dtype):
+def test_narrow_log_probabilities_are_widened_before_they_are_subtracted(method, dtype):
     ours, exact = cases.rounded({"pairs": PAIRS}, dtype)
-    out = dpo(*ours["pairs"], beta=0.1, smoothing=0.1)
+    out = run(ours["pairs"], 0.1, 0.1, method)
     assert {x.dtype for x in out} == {jnp.dtype("float32")}
-    expected = np.array([ref.preference(h, 0.1) for h in margins(exact["pairs"], 0.1)])
+    expected = np.array([METHODS[method][1](h, 0.1) for h in margins(exact["pairs"], 0.1)])
     cases.assert_close(out.loss, expected, size=20)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+def test_sequences_are_float32_or_wider_whatever_else_is_wide(dtype, promotion):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
+        hidden, kernel = jnp.asarray(HIDDEN, dtype), jnp.asarray(KERNEL, dtype)
+        exact = exact_sequences(np.asarray(hidden, float) @ np.asarray(kernel, float))
+        of_layer = sequence_log_probability(hidden, LABELS, kernel=kernel, where=WHERE)
+        assert of_layer.dtype == jnp.float32
+        np.testing.assert_allclose(of_layer, exact, rtol=1e-5)
+        assert sequence_log_probability(hidden @ kernel, LABELS, where=WHERE).dtype == jnp.float32
+        pair = jnp.ones(2, jnp.float32), jnp.zeros(2, jnp.float64)
+        assert bradley_terry(*pair).dtype == dpo(*pair, *pair).loss.dtype == jnp.float64
 
 
 def test_where_leaves_no_trace():
@@ -133,9 +148,14 @@ def test_where_leaves_no_trace():
     full = dpo(*PAIRS, smoothing=0.1)
     for actual, expected in zip(out, full, strict=True):
         np.testing.assert_array_equal(actual, np.where(where, expected, 0))
-    slopes = jax.grad(lambda p: dpo(*p, smoothing=0.1, where=where).loss.sum())(poisoned)
+
+    def total(p, beta, epsilon):
+        return dpo(*p, beta=beta, smoothing=epsilon, where=where).loss.sum()
+
+    slopes, by_beta, by_epsilon = jax.grad(total, (0, 1, 2))(poisoned, 0.1, 0.1)
     assert (slopes[:, ~where] == 0).all()
     assert np.isfinite(slopes).all()
+    np.testing.assert_array_equal([by_beta, by_epsilon], jax.grad(total, (1, 2))(PAIRS, 0.1, 0.1))
     losses = bradley_terry(poisoned[0], poisoned[1], where=where)
     assert (losses[~where] == 0).all()
 
@@ -222,6 +242,7 @@ ONES = jnp.ones(3)
 BAD = [
     ("smoothing", lambda: robust_dpo(ONES, ONES, ONES, ONES, smoothing=0.5), "0.5"),
     ("smoothing", lambda: robust_smoothing(jnp.array([0.1, 0.75])), "0.75"),
+    ("smoothing", lambda: robust_smoothing(0.5 - 1e-10), "0.4999"),
     ("smoothing", lambda: bradley_terry(ONES, ONES, jnp.ones(2)), r"float32 \(2,\)"),
     ("beta", lambda: dpo(ONES, ONES, ONES, ONES, beta=0.0), "0.0"),
     ("beta", lambda: dpo(ONES, ONES, ONES, ONES, beta=jnp.ones(2)), r"float32 \(2,\)"),
@@ -231,6 +252,11 @@ BAD = [
     ("where", lambda: dpo(ONES, ONES, ONES, ONES, where=ONES), r"float32 \(3,\)"),
     ("labels", lambda: sequence_log_probability(jnp.ones((3, 4)), ONES), r"float32 \(3,\)"),
     ("labels", lambda: sequence_log_probability(jnp.ones(4), jnp.array(1)), r"int32 \(\)"),
+    ("labels", lambda: sequence_log_probability(HIDDEN @ KERNEL, LABELS[0]), r"int32 \(5,\)"),
+    ("labels", lambda: sequence_log_probability(HIDDEN, LABELS[0], kernel=KERNEL), r"int32 \(5,\)"),
+    ("labels", lambda: sequence_log_probability(HIDDEN, None), "None"),
+    ("outputs", lambda: sequence_log_probability(LABELS, LABELS[0]), r"int32 \(2, 5\)"),
+    ("softcap", lambda: sequence_log_probability(HIDDEN, LABELS, kernel=KERNEL, softcap=0.0), "0.0"),
     ("where", lambda: sequence_log_probability(jnp.ones((1, 4)), jnp.ones(1, int), where=jnp.ones(2, bool)), r"\(2,\)"),
     ("chunk_size", lambda: sequence_log_probability(jnp.ones((1, 4)), jnp.ones(1, int), chunk_size=2), "2"),
     ("transposed", lambda: sequence_log_probability(jnp.ones((1, 4)), jnp.ones(1, int), transposed=True), "True"),

@@ -50,6 +50,11 @@ def test_padding_and_other_supports():
 def test_what_cannot_be_checked_is_nan():
     edges = jax.jit(lambda e: Support.from_edges(e).atoms)(jnp.array([0.0, 2.0, 1.0]))
     assert np.isnan(edges).all()
+    # 1 and 1 + 1e-9 are one number in float32.
+    close = jax.jit(lambda high: Support(1.0, high, 3))(1.0 + 1e-9)
+    assert np.isnan(close.atoms).all()
+    assert np.isnan(close.edges).all()
+    assert np.isnan(jax.jit(lambda low: Support(low, low + 1, 51))(1e6).atoms).all()
 
 
 BAD = [
@@ -58,7 +63,12 @@ BAD = [
     ("high", lambda: Support(0, jnp.inf, 5), "inf"),
     ("num_bins", lambda: Support(0, 1, 1), "1"),
     ("num_bins", lambda: Support(0, 1, 5.0), "5.0"),
+    ("low", lambda: Support(1.0, 1.0 + 1e-9, 3), "3 from 1.0 to 1.0"),
+    ("low", lambda: Support(1e6, 1e6 + 1, 51), "51 from 1000000.0 to 1000001.0"),
+    ("low", lambda: jax.jit(lambda: Support(1e6, 1e6 + 1, 51))(), "51 from 1000000.0 to 1000001.0"),
+    ("high", lambda: Support(0.0, 1e300, 3), "1e.300 in float32"),
     ("edges", lambda: Support.from_edges(jnp.array([0.0, 1.0, 1.0])), "1. 1."),
+    ("edges", lambda: Support.from_edges(np.array([1.0, 1 + 1e-9, 1 + 2e-9])), "from 1.0 to 1.0"),
     ("edges", lambda: Support.from_edges(jnp.array([0.0, 1.0])), "2"),
     ("atoms", lambda: Support.from_atoms(jnp.ones((2, 2))), r"float32 \(2, 2\)"),
     ("bins", lambda: Support(0, 1, 5).pad(-1), "-1"),
