@@ -12,7 +12,14 @@ BINS = 15
 
 # The accuracy of a bin with fewer images is noise: it counts in the error, but draws a wild line.
 FEW = 10
-COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "confidence": "confidence", "ece": "ECE", "ece_scaled": "ECE scaled"}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "confidence": "confidence",
+    "nll": "NLL",
+    "nll_scaled": "NLL scaled",
+    "ece": "ECE",
+    "ece_scaled": "ECE scaled",
+}
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; those for two networks first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442", "#882255")
@@ -20,13 +27,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The columns of the table."""
-    bins = judge(logits, labels)
+    bins, scaled = judge(logits, labels), temperature_scaled(logits, labels)
     return {
         "accuracy": float(bins.correct.sum()) / len(labels),
-        "nll": float(calibration.negative_log_likelihood(logits, labels)),
         "confidence": float(bins.confidence_sum.sum()) / len(labels),
+        "nll": float(calibration.negative_log_likelihood(logits, labels)),
+        "nll_scaled": float(calibration.negative_log_likelihood(scaled, labels)),
         "ece": float(bins.error()),
-        "ece_scaled": float(judge(temperature_scaled(logits, labels), labels).error()),
+        "ece_scaled": float(judge(scaled, labels).error()),
     }
 
 
@@ -50,7 +58,7 @@ def table(rows: dict[str, dict[str, float]], examples: int) -> str:
     width = max(len(title) for title in (head, *rows))
     lines = [f"{head:<{width}}" + "".join(f"{name:>12}" for name in COLUMNS.values())]
     for title, row in rows.items():
-        cells = (f"{row[key]:.4f}" if key == "nll" else f"{row[key]:.2%}" for key in COLUMNS)
+        cells = (f"{row[key]:.4f}" if key.startswith("nll") else f"{row[key]:.2%}" for key in COLUMNS)
         lines.append(f"{title:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
     lines.append("ECE: expected calibration error, 15 bins; scaled: after temperature scaling fitted on the other half")
     return "\n".join(lines)

@@ -139,6 +139,8 @@ def test_temperature_scaling_undoes_a_wrong_scale():
     scores = report.scores(4 * logits, labels)
     assert scores["ece"] > 0.15
     assert scores["ece_scaled"] < 0.03
+    assert scores["nll_scaled"] < scores["nll"] - 0.2
+    assert scores["nll_scaled"] == pytest.approx(report.scores(logits, labels)["nll"], abs=0.01)
     np.testing.assert_allclose(report.temperature_scaled(4 * logits, labels), logits, rtol=0.1)
 
 
