@@ -289,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        parser.exit(130, "\nlanguage_model.py: interrupted; what was saved stays in --out for --resume\n")
+        kept = "" if args.out is None else "; what was saved stays in --out for --resume"
+        parser.exit(130, f"\nlanguage_model.py: interrupted{kept}\n")
 
 
 if __name__ == "__main__":

@@ -277,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        parser.exit(130, "\nmnist.py: interrupted; finished epochs stay in --out for --resume\n")
+        kept = "" if args.out is None else "; finished epochs stay in --out for --resume"
+        parser.exit(130, f"\nmnist.py: interrupted{kept}\n")
 
 
 if __name__ == "__main__":

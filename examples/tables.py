@@ -7,13 +7,9 @@ from typing import Any
 
 from runs import replacing
 
+from jax_ls.results import markdown as table
 
-def table(rows: list[list[str]]) -> str:
-    """Markdown with aligned columns; the first row is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+__all__ = ["table", "write"]
 
 
 def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callable[[Path], None]) -> None:

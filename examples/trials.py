@@ -247,4 +247,5 @@ def command(
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{prog}: interrupted; finished trainings stay in --out\n")
+        kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
+        parser.exit(130, f"\n{prog}: interrupted{kept}\n")

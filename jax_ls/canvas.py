@@ -10,9 +10,12 @@ PALE = "#FBE7DB"
 MARKERS = ("o", "^", "s", "D")
 
 
-def numbers(x: Any) -> Any:
+def numbers(name: str, x: Any) -> Any:
     """An array of real numbers, of NumPy as matplotlib is."""
-    return np.asarray(x, float)
+    try:
+        return np.asarray(x, float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected real numbers, got {x!r}") from error
 
 
 def new_axes(ax: Any, size: tuple[float, float]) -> Any:

@@ -33,8 +33,8 @@ def penultimate_projection(
       Features (N, 2) and templates (3, 2), the mean template in the origin of both.
 
     Raises:
-      AssertionError: shapes that do not fit, by name.
-      ValueError: `classes` that are not three of [0, C).
+      AssertionError, TypeError: arrays that do not fit, by name.
+      ValueError: `classes` that are not three of [0, C), or templates that are numbers (D = 1) and span no plane.
 
     Example:
       >>> from jax_ls import plotting
@@ -45,17 +45,17 @@ def penultimate_projection(
     References:
       Müller et al., When Does Label Smoothing Help?, 2019.
     """
-    x, w = numbers(features), numbers(kernel)
+    x, w = numbers("features", features), numbers("kernel", kernel)
     checks.assert_rank("features", x, 2, "numbers (N, D)")
-    checks.assert_shape("kernel", w, [(x.shape[1], w.shape[-1])], f"({x.shape[1]}, C), a column a class")
+    checks.assert_rank("kernel", w, 2, f"({x.shape[1]}, C), a column a class")
+    checks.assert_shape("kernel", w, [(x.shape[1], w.shape[1])], f"({x.shape[1]}, C), a column a class")
     if bias is not None:
-        b = numbers(bias)
+        b = numbers("bias", bias)
         checks.assert_shape("bias", b, [(w.shape[1],)], f"({w.shape[1]},), a number a class")
         w, x = np.vstack([w, b]), np.hstack([x, np.ones((len(x), 1))])
-    chosen = [int(k) for k in classes]
-    if len(set(chosen)) != 3 or not all(0 <= k < w.shape[1] for k in chosen):
-        raise ValueError(f"classes: expected three of [0, {w.shape[1]}), got {classes!r}")
-    three = w[:, chosen].T
+    if len(w) < 2:
+        raise ValueError(f"features: expected D of at least 2, or a bias, got {checks.describe(x)}")
+    three = w[:, _three(classes, w.shape[1])].T
     basis, _ = np.linalg.qr((three[1:] - three[0]).T)
     centre = three.mean(axis=0)
     return (x - centre) @ basis, (three - centre) @ basis
@@ -76,16 +76,16 @@ def plot_penultimate(
     Args:
       features, kernel, bias, classes: as in `penultimate_projection`.
       labels: integers (N,); examples of other classes are left out.
-      names: of the three classes; their numbers if None.
+      names: of the three classes, in their order; their numbers if None.
       ax: matplotlib axes to draw on; a new figure if None.
 
     Returns:
       The axes. Dotted lines point to the templates.
 
     Raises:
-      AssertionError: shapes that do not fit, by name.
+      AssertionError, TypeError: arrays that do not fit, by name.
       ImportError: matplotlib is missing.
-      ValueError: `classes` that are not three of [0, C).
+      ValueError: as `penultimate_projection`, and `names` that are not three.
 
     Example:
       >>> from jax_ls import plotting
@@ -96,19 +96,34 @@ def plot_penultimate(
       Müller et al., When Does Label Smoothing Help?, 2019.
     """
     points, templates = penultimate_projection(features, kernel, bias=bias, classes=classes)
+    chosen = _three(classes, np.shape(kernel)[1])
+    names = [f"class {k}" for k in chosen] if names is None else [str(name) for name in names]
+    if len(names) != 3:
+        raise ValueError(f"names: expected three, got {names}")
     y: Any = np.asarray(labels)
     checks.assert_shape("labels", y, [points.shape[:1]], f"{points.shape[:1]}, a label for each row of features")
     axes = new_axes(ax, (4.8, 4.6))
-    shown = points[np.isin(y, classes)]
+    shown = points[np.isin(y, chosen)]
     size = np.abs(shown).max() if len(shown) else 1.0
-    for k, name, template, colour, marker in zip(classes, names or classes, templates, COLOURS, MARKERS, strict=False):
-        tip = template / np.linalg.norm(template) * size * 1.05
+    looks = zip(COLOURS[:3], MARKERS[:3], strict=True)
+    for k, name, template, (colour, marker) in zip(chosen, names, templates, looks, strict=True):
+        # A template in the middle of the others points nowhere.
+        tip = template / (np.linalg.norm(template) or 1) * size * 1.05
         axes.plot([0, tip[0]], [0, tip[1]], ":", color=colour, lw=1.4, zorder=1)
         style = {"color": colour, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
-        axes.scatter(*points[y == k].T, label=f"{name}" if names else f"class {name}", **style)
+        axes.scatter(*points[y == k].T, label=name, **style)
     axes.plot([], [], ":", color="0.4", label="towards the template")
     unit = "units of the features"
     axes.set(title="Penultimate layer", xlabel=f"in the templates' plane ({unit})", ylabel=f"across it ({unit})")
     axes.set_aspect("equal", adjustable="datalim")
     finish(axes)
     return axes
+
+
+def _three(classes: Any, count: int) -> list[int]:
+    """Three different classes of [0, count)."""
+    given = np.asarray(classes)
+    chosen = given.tolist() if given.shape == (3,) and np.issubdtype(given.dtype, np.integer) else []
+    if len(set(chosen) & set(range(count))) != 3:
+        raise ValueError(f"classes: expected three of [0, {count}), got {classes!r}")
+    return chosen

@@ -4,10 +4,12 @@ Each takes the axes to draw on, or makes a figure, and returns the axes: titles,
 are drawn as they are now, outside `jit`.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ls import checks
@@ -54,9 +56,9 @@ def plot_targets(
       The axes.
 
     Raises:
-      AssertionError: a target that is not one of (N,) examples.
+      AssertionError, ValueError: a target that is not one of (N,) examples, N > 0.
       ImportError: matplotlib is missing.
-      TypeError, ValueError: `num_classes`.
+      TypeError, ValueError: `num_classes`, `rows`.
 
     Example:
       >>> from jax_ls import plotting
@@ -64,19 +66,23 @@ def plot_targets(
       'class $k$'
     """
     if not isinstance(target, Target):
-        target = np.asarray(target)
-        if np.issubdtype(target.dtype, np.floating) and num_classes is None:
-            num_classes = target.shape[-1]
-    q: Any = np.asarray(as_target(target).probs(checks.check_size("num_classes", num_classes)))
+        given: Any = np.asarray(target)
+        if jnp.issubdtype(given.dtype, jnp.floating):
+            checks.assert_rank("target", given, 2, "probabilities (N, K)")
+            num_classes = given.shape[1] if num_classes is None else num_classes
+    q = numbers("target", as_target(target).probs(checks.check_size("num_classes", num_classes)))
     checks.assert_rank("target", q, 2, "targets of (N,) examples")
+    if not len(q):
+        raise ValueError(f"target: expected at least one example, got {checks.describe(q)}")
+    if rows is not None and len(rows) != len(q):
+        raise ValueError(f"rows: expected {len(q)} names, got {rows!r}")
     axes = new_axes(ax, (1.5 + 0.45 * min(q.shape[1], 10), 0.9 + 0.4 * min(q.shape[0], 10)))
     image = axes.imshow(q, cmap="cividis", vmin=min(0, q.min()), vmax=q.max(), aspect="auto")
     if max(q.shape) <= WRITTEN:
         middle = (image.norm.vmin + image.norm.vmax) / 2
         for (row, column), value in np.ndenumerate(q):
-            text = f"{value:.3f}".rstrip("0").rstrip(".").replace("0.", ".", 1) or "0"
             ink = "black" if value > middle else "white"
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7.5)
+            axes.text(column, row, _written(value), ha="center", va="center", color=ink, fontsize=7.5)
         axes.set(xticks=range(q.shape[1]), yticks=range(q.shape[0]))
     if rows is not None:
         axes.set_yticks(range(q.shape[0]), [str(row) for row in rows])
@@ -98,7 +104,7 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
       The axes.
 
     Raises:
-      AssertionError: the bins of many classes or models at once.
+      AssertionError, TypeError: the bins of many classes or models at once, or none at all.
       ImportError: matplotlib is missing.
 
     Example:
@@ -124,7 +130,7 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     error, excess = float(bins.error()), float(bins.overconfidence)
     sense = "over" if excess > 0 else "under"
-    title = f"ECE {error:.1%}; {sense}confident by {abs(excess):.1%}" if count.sum() else "no predictions"
+    title = _missing(bins) or f"ECE {error:.1%}; {sense}confident by {abs(excess):.1%}"
     finish(axes, title=title, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     _counts(axes, left, width, count[full])
     return axes
@@ -145,7 +151,7 @@ def plot_confidence(
       The axes.
 
     Raises:
-      AssertionError: the bins of many classes or models at once.
+      AssertionError, TypeError: the bins of many classes or models at once, or none at all.
       ImportError: matplotlib is missing.
 
     Example:
@@ -165,8 +171,12 @@ def plot_confidence(
     mean, right = float(np.sum(bins.confidence_sum)) / total, float(np.sum(bins.correct)) / total
     name = "" if label is None else f"{label}: "
     axes.stairs(count / total, edges, color=colour, lw=1.4)
-    axes.axvline(mean, color=colour, ls="--", lw=1.6, label=f"{name}mean confidence {mean:.1%}")
-    axes.axvline(right, color=colour, ls="-", lw=1.6, label=f"{name}accuracy {right:.1%}")
+    missing = _missing(bins)
+    if missing:
+        axes.plot([], [], color=colour, lw=1.6, label=f"{name}{missing}")
+    else:
+        axes.axvline(mean, color=colour, ls="--", lw=1.6, label=f"{name}mean confidence {mean:.1%}")
+        axes.axvline(right, color=colour, ls="-", lw=1.6, label=f"{name}accuracy {right:.1%}")
     axes.set(xlabel="confidence", ylabel="share of the predictions", xlim=(0, 1))
     finish(axes)
     return axes
@@ -185,7 +195,7 @@ def plot_sweep(
 
     Args:
       smoothing: ε, (E,).
-      values: of the metric, (E,) or (E, seeds); runs of NaN, which diverged, are left out.
+      values: of the metric, (E,) or (E, seeds); runs that diverged, to NaN or infinity, are left out.
       metric: its name and unit, for the axis.
       best: whether the largest or the smallest is best.
       label: name of the curve in the legend.
@@ -205,15 +215,16 @@ def plot_sweep(
       'accuracy'
     """
     checks.check_option("best", best, ("max", "min"))
-    epsilon, runs = numbers(smoothing), numbers(values)
+    epsilon, runs = numbers("smoothing", smoothing), numbers("values", values)
     checks.assert_rank("smoothing", epsilon, 1, "numbers (E,)")
     runs = runs[:, None] if runs.ndim == 1 else runs
-    checks.assert_shape("values", runs, [(epsilon.size, runs.shape[-1])], f"({epsilon.size},) or ({epsilon.size}, S)")
+    size = epsilon.size
+    checks.assert_shape("values", runs, [(size, *runs.shape[1:2])], f"({size},) or ({size}, S)")
     order = np.argsort(epsilon)
     epsilon, runs = epsilon[order], runs[order]
-    count = np.sum(np.isfinite(runs), axis=-1)
-    mean = np.array([run[np.isfinite(run)].mean() if n else np.nan for run, n in zip(runs, count, strict=True)])
-    spread = [np.nanstd(run, ddof=1) / n**0.5 if n > 1 else 0.0 for run, n in zip(runs, count, strict=True)]
+    finite = [run[np.isfinite(run)] for run in runs]
+    mean = np.array([run.mean() if run.size else np.nan for run in finite])
+    spread = [run.std(ddof=1) / run.size**0.5 if run.size > 1 else 0.0 for run in finite]
     axes = new_axes(ax, (5.2, 3.6))
     colour, marker = (options[len(axes.containers) % len(COLOURS)] for options in (COLOURS, MARKERS))
     name = label or ("mean ± standard error" if runs.shape[-1] > 1 else None)
@@ -221,7 +232,7 @@ def plot_sweep(
     axes.errorbar(epsilon, mean, yerr=spread, label=name, **style)
     if runs.shape[-1] > 1:
         axes.plot(epsilon, runs, ".", color=colour, alpha=0.3, ms=5, mew=0)
-    if np.any(count):
+    if np.isfinite(mean).any():
         top = np.nanargmax(mean) if best == "max" else np.nanargmin(mean)
         told = f"best: ε = {epsilon[top]:.3g}, {mean[top]:.4g}"
         ring = {"mfc": "none", "mec": colour, "mew": 2, "ms": 13}
@@ -231,8 +242,23 @@ def plot_sweep(
     return axes
 
 
-def _drawn(bins: Reliability) -> tuple[np.ndarray, ...]:
+def _written(value: float) -> str:
+    """.25 for 0.25."""
+    text = f"{value:.3f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else re.sub(r"^(-?)0\.", r"\1.", text)
+
+
+def _missing(bins: Reliability) -> str:
+    """Why there are no figures to tell, if there are none."""
+    if not np.sum(bins.count):
+        return "no examples"
+    return "confidence of NaN" if np.isnan(np.sum(bins.confidence_sum)) else ""
+
+
+def _drawn(bins: Any) -> tuple[np.ndarray, ...]:
     """Edges, count, confidence and accuracy of one set of bins."""
+    if not isinstance(bins, Reliability):
+        raise TypeError(f"bins: expected a Reliability, of calibration.reliability, got {checks.describe(bins)}")
     checks.assert_rank("bins", bins.count, 1, "the bins of one model, count (B,)")
     return tuple(np.asarray(x, float) for x in (bins.edges, bins.count, bins.confidence, bins.accuracy))
 

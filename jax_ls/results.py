@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,13 +60,13 @@ class SweepResult:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The parameters with the best mean of `metric`; those with a run that diverged do not compete."""
+        """The parameters with the best mean of `metric`; those with a run in which it diverged do not compete."""
         index = self.best_index
         return None if index is None else self.point(index)
 
     @property
     def best_index(self) -> int | None:
-        """Where `best` stands in `points`; None without a `metric`, or if every ε had a run that diverged."""
+        """Where `best` stands in `points`; None without a `metric`, or if it diverged in some run of every ε."""
         if self.metric is None:
             return None
         whole = np.isfinite(self.metrics[self.metric].astype(np.float64)).all(axis=1)
@@ -76,9 +75,9 @@ class SweepResult:
 
     @property
     def diverged(self) -> list[tuple[dict[str, float], int, list[str]]]:
-        """Parameters and seed of each run with scalar metrics that are not finite, and their names."""
-        bad = {name: ~np.isfinite(x.astype(np.float64)) for name, x in self._scalars().items()}
-        cells = np.argwhere(np.any([*bad.values()], axis=0)) if bad else []
+        """Parameters and seed of each run with numbers that are not finite, and the names of their metrics."""
+        bad = self._not_finite()
+        cells = np.argwhere(np.any([*bad.values()], axis=0))
         return [(self.point(i), int(self.seeds[j]), [name for name in bad if bad[name][i, j]]) for i, j in cells]
 
     def point(self, index: int) -> dict[str, float]:
@@ -91,10 +90,9 @@ class SweepResult:
         if runs:
             more = f" and {len(runs) - 8} more" if len(runs) > 8 else ""
             yield f"diverged, and left out of the means: {'; '.join(runs[:8])}{more}"
-        best = self.best
-        if self.metric is not None and best is None:
-            yield f"no best {self.metric}: each row has a run that diverged"
-        for name, value in (best or {}).items():
+        if self.metric is not None and self.best is None:
+            yield f"no best {self.metric}: it diverged in some run of each row"
+        for name, value in (self.best or {}).items():
             values = sorted({_shortest(x) for x in self.points[name]})
             if len(values) > 2 and value in (values[0], values[-1]):
                 side = "lowest" if value == values[0] else "highest"
@@ -107,25 +105,24 @@ class SweepResult:
 
     def table(self) -> str:
         """Markdown: mean ± standard error over the seeds of each scalar metric, a row for each ε; the best is bold."""
-        scalars, best = self._scalars(), self.best_index
+        scalars, best = {name: x for name, x in self.metrics.items() if x.ndim == 2}, self.best_index
         rows = [[*self.points, *scalars]]
         for i in range(len(next(iter(self.points.values())))):
             cells = {name: _cell(x[i].astype(np.float64)) for name, x in scalars.items()}
             if i == best and self.metric is not None:
                 cells[self.metric] = f"**{cells[self.metric]}**"
             rows.append([f"{value:.4g}" for value in self.point(i).values()] + [*cells.values()])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        rows.insert(1, ["-" * width for width in widths])
-        cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        return markdown(rows)
 
     def __str__(self) -> str:
         best = [] if self.best is None else [f"best {self.metric}: {_words(self.best)}"]
         notes = "\n".join(best + [f"note: {remark}" for remark in self.remarks()])
         return self.table() + (f"\n\n{notes}" if notes else "")
 
-    def _scalars(self) -> dict[str, np.ndarray]:
-        return {name: x for name, x in self.metrics.items() if x.ndim == 2}
+    def _not_finite(self) -> dict[str, Any]:
+        """(n, s) by metric: the runs in which it, or an entry of it, is not finite."""
+        finite = {name: np.isfinite(x.astype(np.float64)) for name, x in self.metrics.items()}
+        return {name: ~x.all(axis=tuple(range(2, x.ndim))) for name, x in finite.items()}
 
     def _over_seeds(self, metric: str, statistic: Callable[[np.ndarray], Any]) -> np.ndarray:
         """The statistic of the finite values of each row, and of each entry of a metric that is an array."""
@@ -133,6 +130,14 @@ class SweepResult:
         values = np.moveaxis(self.metrics[metric].astype(np.float64), 1, -1)
         rows = [statistic(row[np.isfinite(row)]) for row in values.reshape(-1, values.shape[-1])]
         return np.array(rows, dtype=np.float64).reshape(values.shape[:-1])
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table with aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 @dataclass
@@ -162,6 +167,8 @@ class ResultsFile:
         """Reads the runs of a file that was begun with the same settings; a new file is written at once."""
         if path is None:
             return cls(None, {}, points, seeds, metrics)
+        if not isinstance(path, str | PathLike):
+            raise TypeError(f"results: expected the path of a file, got {path!r}")
         settings = {
             "train": train if isinstance(train, str) else train(),
             "points": {name: _plain(values) for name, values in points.items()},
@@ -192,22 +199,20 @@ class ResultsFile:
 
     def read(self, path: Path) -> None:
         """The runs in the file, if they belong to this sweep."""
-        damaged = ValueError(f"results: expected the JSON lines of a sweep, {path} holds something else")
+        damaged = f"{path} holds something else"
         try:
-            head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            found = {key: head["sweep"][key] for key in self.settings}
-        except (ValueError, KeyError, TypeError) as error:
-            raise damaged from error
-        for key, mine in self.settings.items():
-            if mine != found[key]:
-                mine, theirs = (textwrap.shorten(str(x), 80) for x in (mine, found[key]))
-                raise ValueError(f"results: {path} holds a sweep of other {key}: expected {mine}, got {theirs}")
-        try:
-            for line in lines:
-                run = {name: _array(line["metrics"][name], x) for name, x in self.metrics.items()}
-                self.runs[tuple(line["run"])] = run
-        except (ValueError, KeyError, TypeError) as error:
-            raise damaged from error
+            head, *lines = path.read_text(encoding="utf-8").splitlines()
+            found = {key: json.loads(head)["sweep"][key] for key in self.settings}
+            other = [_difference(key, mine, found[key]) for key, mine in self.settings.items() if mine != found[key]]
+            for number, line in enumerate([] if other else lines, start=2):
+                damaged = f"line {number} of {path} holds something else; without that line the sweep resumes"
+                run = json.loads(line)
+                values = {name: _array(run["metrics"][name], x) for name, x in self.metrics.items()}
+                self.runs[tuple(run["run"])] = values
+        except (ValueError, KeyError, TypeError, OverflowError, IsADirectoryError) as error:
+            raise ValueError(f"results: expected the JSON lines of a sweep, {damaged}") from error
+        if other:
+            raise ValueError("results: {} holds a sweep of other {}: expected {}, got {}".format(path, *other[0]))
 
     def write(self) -> None:
         """Replaces the file."""
@@ -229,7 +234,10 @@ class ResultsFile:
 
 def fingerprint(program: ClosedJaxpr) -> str:
     """Tells two functions apart by their operations and constants; another version of JAX may tell it otherwise."""
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr)).encode())
+    text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
+    # Sets are printed in the order of their hashes, which is another one in each process.
+    text = re.sub(r"(?<=frozenset\(\{).*?(?=\}\))", lambda found: ", ".join(sorted(found[0].split(", "))), text)
+    digest = hashlib.sha256(text.encode())
 
     def visit(value: Any) -> None:
         # Newer versions of JAX have one class for both.
@@ -257,7 +265,18 @@ def _plain(x: Any) -> Any:
 
 
 def _array(value: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
-    return np.asarray(value, dtype=object).astype(np.float64).astype(like.dtype).reshape(like.shape)
+    # float64 reads "nan", but it does not hold every integer.
+    wide = np.dtype(object if np.issubdtype(like.dtype, np.integer) else np.float64)
+    return np.asarray(value, dtype=object).astype(wide).astype(like.dtype).reshape(like.shape)
+
+
+def _difference(where: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Where it is, and both sides of it; of long ones, the first entry that differs."""
+    if isinstance(mine, str) or len(f"{mine}{theirs}") < 160:
+        return where, mine, theirs
+    mine, theirs = (x if isinstance(x, dict) else dict(enumerate(x)) for x in (mine, theirs))
+    key = next(key for key in mine | theirs if mine.get(key) != theirs.get(key))
+    return _difference(f"{where}[{key!r}]", mine.get(key, "nothing"), theirs.get(key, "nothing"))
 
 
 def _shortest(x: Any) -> float:

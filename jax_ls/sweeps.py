@@ -25,6 +25,8 @@ __all__ = ["SweepResult", "grid", "log_uniform", "sweep"]
 
 Train = Callable[[jax.Array, Any], Any]
 Values = jax.typing.ArrayLike | Sequence[float]
+# Memory would not hold a table of more.
+MOST_RUNS = 2**24
 
 
 def sweep(
@@ -73,28 +75,29 @@ def sweep(
       {'smoothing': 0.2}
     """
     checks.check_option("mode", mode, ("max", "min"))
-    points, seed_array = _as_points(smoothing), _as_seeds(seeds)
+    points = _as_points(smoothing)
+    size = len(next(iter(points.values())))
+    seed_array = _as_seeds(seeds, size)
     if not callable(train):
         raise TypeError(f"train: expected a function (key, smoothing) -> metrics, got {train!r}")
-    traced = _Traced.of(train, points, bare=not isinstance(smoothing, Mapping))
-    if metric is not None:
-        checks.check_option("metric", metric, [key for key, x in traced.metrics.items() if not x.shape])
-    count = (len(seed_array), len(next(iter(points.values()))))
-    total = count[0] * count[1]
+    count, total = (len(seed_array), size), len(seed_array) * size
     limit = total if batch is None else min(checks.check_size("batch", batch), total)
     mesh = _mesh(jax.local_devices() if devices is None else devices, limit)
-
-    settings = {"points": points, "seeds": seed_array, "metrics": traced.metrics}
-    kept = ResultsFile.open(results, name or functools.partial(fingerprint, traced.program), **settings)
-    run_group, split = _compiled(traced.program.jaxpr, mesh), NamedSharding(mesh, P("runs"))
-    # Constants are arguments: XLA would fold what it can of them, and each program would hold the data once more.
-    constants = jax.device_put(traced.program.consts, NamedSharding(mesh, P()))
-    with _bar(total, len(kept.runs), progress) as advance:
-        for rows, columns in _groups(count, total if batch is None else limit // mesh.size, mesh.size, kept.runs):
-            group = seed_array[rows], [points[key][columns] for key in sorted(points)]
-            out = jax.device_get(run_group(constants, *jax.device_put(group, split)))
-            advance(kept.add(dict(_runs(rows, columns, dict(zip(traced.metrics, out, strict=True))))))
-
+    # The mesh that the caller may have set is not the one that the runs are split over.
+    with jax.set_mesh(Mesh(np.empty((), dtype=object), ())):
+        traced = _Traced.of(train, points, bare=not isinstance(smoothing, Mapping))
+        if metric is not None:
+            checks.check_option("metric", metric, [key for key, x in traced.metrics.items() if not x.shape])
+        settings = {"points": points, "seeds": seed_array, "metrics": traced.metrics}
+        kept = ResultsFile.open(results, name or functools.partial(fingerprint, traced.program), **settings)
+        run_group, split = _compiled(traced.program.jaxpr, mesh), NamedSharding(mesh, P("runs"))
+        # Constants are arguments: XLA would fold what it can of them, and each program would hold the data once more.
+        constants = jax.device_put(traced.program.consts, NamedSharding(mesh, P()))
+        with _bar(total, len(kept.runs), progress) as advance:
+            for rows, columns in _groups(count, total if batch is None else limit // mesh.size, mesh.size, kept.runs):
+                group = seed_array[rows], [points[key][columns] for key in sorted(points)]
+                out = jax.device_get(run_group(constants, *jax.device_put(group, split)))
+                advance(kept.add(dict(_runs(rows, columns, dict(zip(traced.metrics, out, strict=True))))))
     result = SweepResult(points, seed_array, kept.stacked(), metric, mode)
     result.warn()
     return result
@@ -135,7 +138,7 @@ def log_uniform(seed: int | jax.Array, low: float, high: float, num: int) -> np.
       (n,) float32.
 
     Raises:
-      TypeError, ValueError: bounds or `num` out of range.
+      TypeError, ValueError, AssertionError: `seed`, bounds or `num` that are none, by name.
 
     Example:
       >>> from jax_ls import sweeps
@@ -146,12 +149,17 @@ def log_uniform(seed: int | jax.Array, low: float, high: float, num: int) -> np.
     References:
       Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, 2012.
     """
+    for name, bound in (("low", low), ("high", high)):
+        checks.assert_rank(name, checks.as_weight(name, bound), 0, "a number")
     if not 0 < low < high < float("inf"):
         raise ValueError(f"low, high: expected 0 < low < high, got {low!r}, {high!r}")
-    key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
-    share = np.sort(np.asarray(jax.random.uniform(key, (checks.check_size("num", num),)), dtype=np.float64))
-    low32, high32 = np.float32(low), np.float32(high)
-    return np.clip((low * (high / low) ** share).astype(np.float32), low32, high32)
+    shape = (checks.check_size("num", num),)
+    try:
+        draws = jax.random.uniform(jax.random.key(seed) if isinstance(seed, int | np.integer) else seed, shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"seed: expected an integer or a key, got {seed!r}") from error
+    share = np.sort(np.asarray(draws, dtype=np.float64))
+    return np.clip((low * (high / low) ** share).astype(np.float32), np.float32(low), np.float32(high))
 
 
 @dataclass(frozen=True)
@@ -176,11 +184,12 @@ class _Traced:
         return cls(program, metrics)
 
 
-def _mesh(devices: Sequence[Any], limit: int) -> Mesh:
+def _mesh(devices: Any, limit: int) -> Mesh:
     """One axis, "runs", of no more devices than runs at a time."""
-    if not len(devices):
-        raise ValueError("devices: expected at least one device, got none")
-    return Mesh(np.array(devices[:limit]), ("runs",))
+    given = np.array(devices, dtype=object)
+    if given.ndim != 1 or not given.size or not all(isinstance(device, jax.Device) for device in given):
+        raise ValueError(f"devices: expected a sequence of at least one device, got {devices!r}")
+    return Mesh(given[:limit], ("runs",))
 
 
 # The last program is kept: a search that goes on with the same function, around the best ε say, need not compile again.
@@ -269,6 +278,8 @@ def _as_values(name: str, values: Any) -> np.ndarray:
 def _as_points(smoothing: Any) -> dict[str, np.ndarray]:
     if not isinstance(smoothing, Mapping):
         return {"smoothing": _as_values("smoothing", smoothing)}
+    if not all(isinstance(name, str) for name in smoothing):
+        raise TypeError(f"smoothing: expected parameters by name, got {[*smoothing]}")
     points = {name: _as_values(f"smoothing[{name!r}]", values) for name, values in smoothing.items()}
     if len({len(values) for values in points.values()}) != 1:
         lengths = {name: len(values) for name, values in points.items()}
@@ -276,11 +287,13 @@ def _as_points(smoothing: Any) -> dict[str, np.ndarray]:
     return points
 
 
-def _as_seeds(seeds: Any) -> np.ndarray:
+def _as_seeds(seeds: Any, points: int) -> np.ndarray:
     if not isinstance(seeds, int | np.integer) or isinstance(seeds, bool):
         given = np.asarray(seeds)
         integers = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.integer)
         if not integers or given.min() < 0 or given.max() >= 2**32 or len(set(given.tolist())) < len(given):
             raise ValueError(f"seeds: expected how many, or distinct integers in [0, 2^32), got {seeds!r}")
         return given.astype(np.uint32)
-    return np.arange(checks.check_size("seeds", seeds), dtype=np.uint32)
+    if checks.check_size("seeds", seeds) * points > MOST_RUNS:
+        raise ValueError(f"seeds: expected at most {MOST_RUNS:,} runs, got {seeds:,} for each of {points:,}")
+    return np.arange(seeds, dtype=np.uint32)

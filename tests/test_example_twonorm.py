@@ -1,5 +1,6 @@
 """examples/noisy_twonorm.py finds what the theory says, writes whole files, continues, and says what is wrong."""
 
+import functools
 import importlib
 import json
 import math
@@ -107,6 +108,22 @@ def test_bad_flags_and_paths_end_in_one_line(tmp_path, capsys):
     assert "holds something else" in refused(capsys, "--quick", "--out", tmp_path)
     assert (tmp_path / "runs.jsonl").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "runs.jsonl"]
+
+
+@pytest.mark.parametrize("module", ["noisy_twonorm", "trials"])
+@pytest.mark.parametrize("out", [None, "new"])
+def test_an_interruption_tells_what_is_kept(module, out, monkeypatch, tmp_path, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(twonorm, "run", interrupted)
+    trials = importlib.import_module("trials")
+    of_trials = functools.partial(trials.command, "trials.py", ("", ""), 1, interrupted)
+    with pytest.raises(SystemExit) as exit_info:
+        (of_trials if module == "trials" else twonorm.main)([] if out is None else ["--out", str(tmp_path / out)])
+    assert exit_info.value.code == 130
+    kept = "" if out is None else f"; finished trainings stay in --out {tmp_path / out}"
+    assert capsys.readouterr().err == f"\n{module}.py: interrupted{kept}\n"
 
 
 def test_a_training_is_the_same_function_of_its_key_alone():

@@ -59,6 +59,10 @@ def test_targets_are_written_in_where_they_fit():
     assert [text.get_text() for text in ax.get_yticklabels()] == list("abcd")
     assert not plotting.plot_targets(jnp.eye(30)).texts
     assert plotting.plot_targets(jnp.array([2, 0]), 3).texts[2].get_text() == "1"
+    ax = plotting.plot_targets(np.array([[10.5, -9.5, 20.25, -1e-4, -0.4, 100, 1e-4, 0.25]]))
+    assert [text.get_text() for text in ax.texts] == ["10.5", "-9.5", "20.25", "0", "-.4", "100", "0", ".25"]
+    ax = plotting.plot_targets(jnp.full((2, 4), 0.25, jnp.bfloat16))
+    assert [text.get_text() for text in ax.texts] == [".25"] * 8
 
 
 def bars(ax, colour):
@@ -86,6 +90,19 @@ def test_no_predictions_and_bins_without_width_are_drawn(draw):
     draw(tied).figure.canvas.draw()
 
 
+def written(ax):
+    legend = ax.get_legend()
+    return [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())]
+
+
+def test_no_data_reads_as_no_figure():
+    empty = calibration.reliability(LOGITS[:0], LABELS[:0])
+    lost = calibration.reliability(LOGITS * jnp.nan, LABELS)
+    for bins, message in ((empty, "no examples"), (lost, "confidence of NaN")):
+        assert written(plotting.plot_confidence(bins, label="plain"))[1:] == [f"plain: {message}"]
+        assert written(plotting.plot_reliability(bins))[0] == message
+
+
 def test_models_on_the_same_axes_differ_in_colour():
     ax = plotting.plot_confidence(BINS, label="plain")
     plotting.plot_confidence(BINS, label="smoothed", ax=ax)
@@ -110,6 +127,24 @@ def test_a_sweep_shows_means_errors_and_the_best():
     assert ax.get_ylabel() == "error (%)"
     top = plotting.plot_sweep([0.2, 0.0, 0.4], values)
     assert "best: ε = 0.2, 4" in [text.get_text() for text in top.get_legend().get_texts()]
+
+
+def test_an_infinite_run_leaves_the_errors_of_the_others():
+    values = [[1.0, 2.0, np.inf], [1.0, 2.0, 3.0]]
+    ax = plotting.plot_sweep([0.1, 0.2], values)
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(), [1.5, 2.0])
+    low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose((high - low) / 2, np.std([1, 2], ddof=1) / 2**0.5)
+
+
+def test_names_and_classes_of_the_clusters():
+    features, kernel = RNG.normal(size=(60, 6)), RNG.normal(size=(6, 4))
+    for names in (["a", "b", "c"], np.array(["a", "b", "c"])):
+        ax = plotting.plot_penultimate(features, LABELS, kernel, classes=np.array([3, 0, 1]), names=names)
+        assert written(ax)[1:4] == ["a", "b", "c"]
+    assert written(plotting.plot_penultimate(features, LABELS, kernel, classes=(3, 0, 1)))[1] == "class 3"
+    # A template that is the mean of the three has no direction.
+    plotting.plot_penultimate(features, LABELS, np.ones((6, 1)) * np.arange(4.0))
 
 
 def test_the_plane_of_the_templates_keeps_their_distances():
@@ -142,6 +177,50 @@ def test_bad_input_raises_by_name():
         plotting.penultimate_projection(np.ones((2, 3)), np.ones((4, 4)))
     with pytest.raises(AssertionError, match=r"labels: expected \(2,\)"):
         plotting.plot_penultimate(np.ones((2, 3)), np.ones(3, int), np.eye(3))
+
+
+WIDE, TALL = np.ones((2, 3)), np.ones((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plotting.plot_targets(np.zeros((0, 3))), ValueError, r"target: expected at least one example, got"),
+        (lambda: plotting.plot_targets(np.zeros(0, int), 3), ValueError, r"target: expected at least one example, got"),
+        (lambda: plotting.plot_targets(0.5), AssertionError, r"target: expected probabilities \(N, K\), got float64"),
+        (lambda: plotting.plot_targets(WIDE, rows=["a"]), ValueError, r"rows: expected 2 names, got \['a'\]"),
+        (
+            lambda: plotting.plot_reliability(LOGITS),
+            TypeError,
+            r"bins: expected a Reliability, .* float32 \(60, 4\)",
+        ),
+        (lambda: plotting.plot_confidence(None), TypeError, "bins: expected a Reliability, .*got None"),
+        (lambda: plotting.plot_sweep(["a"], [1.0]), TypeError, r"smoothing: expected real numbers, got \['a'\]"),
+        (lambda: plotting.plot_sweep([0.1], 1.0), AssertionError, r"values: expected \(1,\) or \(1, S\)"),
+    ],
+)
+def test_what_cannot_be_drawn_raises_by_name(draw, error, message):
+    with pytest.raises(error, match=message):
+        draw()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"classes": (0, 1, 2, 2)}, ValueError, r"classes: expected three of \[0, 4\), got \(0, 1, 2, 2\)"),
+        ({"classes": (0.5, 1.7, 2.2)}, ValueError, r"classes: expected three of \[0, 4\), got \(0.5, 1.7, 2.2\)"),
+        ({"classes": (0, 1, 4)}, ValueError, r"classes: expected three of \[0, 4\), got \(0, 1, 4\)"),
+        ({"classes": 3}, ValueError, r"classes: expected three of \[0, 4\), got 3"),
+        ({"names": ["a", "b"]}, ValueError, r"names: expected three, got \['a', 'b'\]"),
+        ({"kernel": 1.0}, AssertionError, r"kernel: expected \(3, C\), a column a class, got float64 \(\)"),
+        ({"kernel": np.ones(3)}, AssertionError, r"kernel: expected \(3, C\), a column a class, got float64 \(3,\)"),
+        ({"features": "x"}, TypeError, "features: expected real numbers, got 'x'"),
+        ({"features": WIDE[:, :1], "kernel": TALL[:1]}, ValueError, r"features: expected D of at least 2, or a bias"),
+    ],
+)
+def test_no_plane_no_picture(wrong, error, message):
+    with pytest.raises(error, match=message):
+        plotting.plot_penultimate(**{"features": WIDE, "labels": np.zeros(2, int), "kernel": TALL} | wrong)
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

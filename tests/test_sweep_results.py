@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import re
 import warnings
 
 import jax
@@ -135,12 +136,47 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(tmp_path):
     sweep(scaled(2.0), EPSILONS, 2, results=tmp_path / "named.jsonl", name="mine")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b"notes of mine\n", b"\xff\xfe", None])
+@pytest.mark.filterwarnings("ignore:the best smoothing")
+def test_a_refusal_shows_where_long_settings_differ(tmp_path):
+    values = np.linspace(0, 1, 40)
+    sweep(scaled(1.0), values, 2, results=tmp_path / "runs.jsonl", name="a" * 200 + "b")
+    message = "holds a sweep of other points['smoothing'][39]: expected 2.0, got 1.0"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sweep(scaled(1.0), [*values[:-1], 2.0], 2, results=tmp_path / "runs.jsonl", name="a" * 200 + "b")
+    message = "holds a sweep of other points['smoothing'][40]: expected 2.0, got nothing"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sweep(scaled(1.0), [*values, 2.0], 2, results=tmp_path / "runs.jsonl", name="a" * 200 + "b")
+    with pytest.raises(ValueError, match=r"other train: expected a{200}c, got a{200}b$"):
+        sweep(scaled(1.0), values, 2, results=tmp_path / "runs.jsonl", name="a" * 200 + "c")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda line: line[:-20],
+        lambda line: "",
+        lambda line: "[]",
+        lambda line: line.replace("metrics", "figures"),
+        lambda line: line.replace(line[line.index('"n": ') :], '"n": 9999999999}}'),
+    ],
+)
+def test_a_line_that_is_damaged_is_named_and_the_others_resume(kept, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    train = lambda key, epsilon: {"n": jnp.int32(7), "a": epsilon}  # noqa: E731
+    whole = sweep(train, EPSILONS, 2, results=path)
+    lines = path.read_text().splitlines()
+    damaged = "\n".join([*lines[:-1], kept(lines[-1]), ""])
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=r"line 11 of .* holds something else; without that line the sweep resumes"):
+        sweep(train, EPSILONS, 2, results=path)
+    assert path.read_text() == damaged
+    path.write_text("\n".join([*lines[:-1], ""]))
+    np.testing.assert_array_equal(sweep(train, EPSILONS, 2, results=path).metrics["a"], whole.metrics["a"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b"notes of mine\n", b"\xff\xfe"])
 def test_a_file_that_is_no_sweep_is_refused_and_left_alone(content, tmp_path):
     path = tmp_path / "file"
-    if content is None:
-        sweep(train, EPSILONS, 2, results=path)
-        content = path.read_bytes()[:-40]
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"results: expected the JSON lines of a sweep, .*file holds something else"):
         sweep(train, EPSILONS, 2, results=path)
@@ -148,17 +184,17 @@ def test_a_file_that_is_no_sweep_is_refused_and_left_alone(content, tmp_path):
 
 
 def diverging(key, epsilon):
-    """Seed 1 at ε = 0.1 has a NaN, seed 0 at ε = 0.5 an infinite loss."""
+    """Seed 1 at ε = 0.1 has a NaN, seed 0 at ε = 0.5 an infinite loss, all of ε < 0 half a curve of NaN."""
     first = (jax.random.key_data(key) == jax.random.key_data(jax.random.key(1))).all() & (epsilon == 0.1)
     second = (jax.random.key_data(key) == jax.random.key_data(jax.random.key(0))).all() & (epsilon == 0.5)
     accuracy = jnp.where(first, jnp.nan, 1 - epsilon**2)
-    curve = jnp.where(epsilon < 0, jnp.nan, jnp.stack([epsilon, epsilon]))
+    curve = jnp.stack([epsilon, jnp.where(epsilon < 0, jnp.nan, epsilon)])
     return {"accuracy": accuracy, "loss": jnp.where(second, jnp.inf, epsilon), "curve": curve}
 
 
 def test_a_run_that_diverges_is_nan_alone_and_named(tmp_path):
     path = tmp_path / "runs.jsonl"
-    message = r"diverged, .*: smoothing=0.1, seed=1 \(accuracy\); smoothing=0.5, seed=0 \(loss\)"
+    message = r"diverged, .*: smoothing=-0.2, .*; smoothing=0.1, seed=1 \(accuracy\); smoothing=0.5, seed=0 \(loss\)"
     for _ in range(2):
         with pytest.warns(UserWarning, match=message) as caught:
             result = sweep(diverging, EPSILONS, 3, metric="accuracy", results=path, batch=4)
@@ -166,13 +202,32 @@ def test_a_run_that_diverges_is_nan_alone_and_named(tmp_path):
         assert caught[0].filename == __file__
         assert np.argwhere(~np.isfinite(result.metrics["accuracy"])).tolist() == [[2, 1]]
         assert np.argwhere(np.isinf(result.metrics["loss"])).tolist() == [[4, 0]]
-        assert np.isnan(result.metrics["curve"][0]).all()
+        assert np.isnan(result.metrics["curve"][0, :, 1]).all()
         assert result.best == {"smoothing": 0.0}
-    assert result.diverged == [({"smoothing": 0.1}, 1, ["accuracy"]), ({"smoothing": 0.5}, 0, ["loss"])]
+    curves = [({"smoothing": -0.2}, seed, ["curve"]) for seed in range(3)]
+    assert result.diverged == [*curves, ({"smoothing": 0.1}, 1, ["accuracy"]), ({"smoothing": 0.5}, 0, ["loss"])]
     rows = result.table().splitlines()
     assert "0.99 (2 of 3)" in rows[4]
     assert "diverged, and left out of the means" in str(result)
     json.loads(path.read_text().splitlines()[1], parse_constant=pytest.fail)
+
+
+def test_an_array_that_diverges_is_named():
+    """It does not speak for the metric that `best` looks at: a NaN may be an empty bin's."""
+
+    def train(key, epsilon):
+        return {
+            "a": -jnp.abs(epsilon - 0.2),
+            "curve": [jnp.zeros((2, 0)), jnp.where(epsilon > 0.3, jnp.inf, jnp.ones((2, 3)))],
+        }
+
+    with pytest.warns(UserWarning, match=r"diverged, .*: smoothing=0.5, seed=0 \(curve.1\)"):
+        result = sweep(train, EPSILONS, metric="a")
+    assert result.best == {"smoothing": 0.2}
+    # Without a scalar there is no column to show it.
+    with pytest.warns(UserWarning, match=r"diverged, .*: smoothing=0.1, seed=0 \(value\)"):
+        result = sweep(lambda key, e: jnp.stack([e, e * jnp.nan]), [0.1])
+    assert str(result).splitlines()[0] == "| smoothing |"
 
 
 def test_an_epsilon_that_always_diverges_is_never_best():
@@ -183,7 +238,7 @@ def test_an_epsilon_that_always_diverges_is_never_best():
     with pytest.warns(UserWarning, match="diverged") as caught:
         assert sweep(lambda key, e: {"a": e * jnp.nan}, EPSILONS, 2, metric="a").best is None
     assert "seed=1 (a) and 2 more" in str(caught[0].message)
-    assert [str(warning.message) for warning in caught][1:] == ["no best a: each row has a run that diverged"]
+    assert [str(warning.message) for warning in caught][1:] == ["no best a: it diverged in some run of each row"]
 
 
 @pytest.mark.parametrize(("top", "side"), [(-1.0, "lowest"), (1.0, "highest"), (0.1, None)])

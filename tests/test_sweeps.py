@@ -1,6 +1,8 @@
 """sweep against one run after another: whatever the batch and the devices, wherever it was killed."""
 
 import functools
+import os
+import subprocess
 import sys
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 
 from jax_ls import mean, smoothed_cross_entropy, sweeps
 from jax_ls.sweeps import grid, log_uniform, sweep
@@ -104,6 +107,18 @@ def test_data_is_an_argument_of_the_program_wherever_it_lies():
     assert result.metrics["value"].tolist() == [[499500.0] * 4, [999000.0] * 4]
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("axes", [{"d": 8}, {"runs": 4, "x": 2}])
+def test_whatever_mesh_the_caller_has_set(axes, kind):
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(kind,) * len(axes))
+    with jax.set_mesh(mesh):
+        data = jnp.arange(4.0)
+        result = sweep(lambda key, epsilon: {"bits": jax.random.bits(key), "a": epsilon * data.sum()}, EPSILONS, SEEDS)
+        assert jax.sharding.get_mesh() == mesh
+    np.testing.assert_array_equal(result.metrics["bits"], expected(probe)["bits"])
+    np.testing.assert_array_equal(result.metrics["a"], np.repeat(EPSILONS[:, None] * 6, 4, axis=1))
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 90), st.integers(1, 8), st.sets(st.integers(0, 80)))
 def test_groups_cover_what_is_left_within_the_limit(seeds, points, limit, devices, done):
     finished = {divmod(cell, seeds) for cell in done}
@@ -132,6 +147,46 @@ def test_random_search_is_reproducible_and_in_range():
     assert np.abs(share - np.linspace(0, 1, 2000)).max() < 0.04
 
 
+def test_integers_resume_to_the_last_bit(tmp_path):
+    with jax.enable_x64(True):
+        most = jnp.array([2**53 + 1, 2**63 - 1, -(2**63)])
+        unsigned = jnp.array(2**64 - 1, jnp.uint64)
+        for _ in range(2):
+            result = sweep(lambda key, e: {"n": most, "u": unsigned}, [0.0, 0.1], results=tmp_path / "runs.jsonl")
+            np.testing.assert_array_equal(result.metrics["n"][1, 0], most)
+            assert result.metrics["u"].tolist() == [[2**64 - 1]] * 2
+            assert result.metrics["n"].dtype == np.int64
+
+
+FINGERPRINT = """
+import jax
+from jax.extend.core import ClosedJaxpr
+from jax_ls.results import fingerprint
+from jax.sharding import PartitionSpec as P
+policy = jax.checkpoint_policies.save_only_these_names("a", "b", "c", "d")
+mesh = jax.make_mesh((1, 1, 1), ("first", "second", "third"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+split = jax.shard_map(lambda x: jax.lax.psum(x, mesh.axis_names), mesh=mesh, in_specs=P(mesh.axis_names), out_specs=P())
+print(fingerprint(jax.make_jaxpr(jax.grad(jax.checkpoint(lambda x: split(x[None] ** 2)[0], policy=policy)))(1.0)))
+"""
+
+
+def test_another_process_knows_the_function_again():
+    """Sets are ordered by hashes, and those of strings change from process to process."""
+    path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", FINGERPRINT],
+            env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(2)
+    ]
+    first, second = (run.communicate()[0] for run in runs)
+    assert len(first.strip()) == 16
+    assert first == second
+
+
 GOOD = {"train": probe, "smoothing": EPSILONS, "seeds": 2}
 BAD = [
     ({"train": 3}, TypeError, "train: expected a function .key, smoothing. -> metrics, got 3"),
@@ -151,7 +206,13 @@ BAD = [
     ({"batch": 2.0}, TypeError, "batch: expected a positive integer, got 2.0"),
     ({"metric": "deep.0"}, ValueError, r'metric: expected "bits" \| "epsilon", got \'deep.0\''),
     ({"mode": "best"}, ValueError, r'mode: expected "max" \| "min", got \'best\''),
-    ({"devices": []}, ValueError, "devices: expected at least one device, got none"),
+    ({"seeds": 2**33}, ValueError, "seeds: expected at most 16,777,216 runs, got 8,589,934,592 for each of 5"),
+    ({"smoothing": {3: [0.1]}}, TypeError, r"smoothing: expected parameters by name, got \[3\]"),
+    ({"results": 5}, TypeError, "results: expected the path of a file, got 5"),
+    ({"results": "."}, ValueError, r"results: expected the JSON lines of a sweep, \. holds something else"),
+    ({"devices": []}, ValueError, r"devices: expected a sequence of at least one device, got \[\]"),
+    ({"devices": "cpu"}, ValueError, "devices: expected a sequence of at least one device, got 'cpu'"),
+    ({"devices": [0]}, ValueError, r"devices: expected a sequence of at least one device, got \[0\]"),
     ({"train": lambda key, epsilon: {}}, ValueError, "train: expected metrics of different names, got none"),
     ({"train": lambda key, epsilon: key}, TypeError, "train: expected real numbers as metric 'value', got key"),
     ({"train": lambda key, e: {"a": jax.lax.complex(e, e)}}, TypeError, r"real numbers as metric 'a', got complex64"),
@@ -163,6 +224,28 @@ BAD = [
 def test_bad_input_raises_by_name(wrong, error, message):
     with pytest.raises(error, match=message):
         sweep(**GOOD | wrong)
+
+
+def test_a_bare_device_is_none_of_the_devices():
+    with pytest.raises(ValueError, match="devices: expected a sequence of at least one device, got"):
+        sweep(**GOOD, devices=jax.devices()[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("x", 0.1, 1, 3), TypeError, "seed: expected an integer or a key, got 'x'"),
+        ((1.5, 0.1, 1, 3), TypeError, "seed: expected an integer or a key, got 1.5"),
+        ((None, 0.1, 1, 3), TypeError, "seed: expected an integer or a key, got None"),
+        ((0, "low", 1, 3), TypeError, "low: expected a number or an array of numbers, got 'low'"),
+        ((0, 0.1, None, 3), TypeError, "high: expected a number or an array of numbers, got None"),
+        ((0, [0.1, 0.2], 1, 3), AssertionError, r"low: expected a number, got float32 \(2,\)"),
+        ((0, 0.1, 1, 2.5), TypeError, "num: expected a positive integer, got 2.5"),
+    ],
+)
+def test_what_random_search_cannot_draw_from_raises_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        log_uniform(*arguments)
 
 
 def test_bad_searches_raise_by_name():
