@@ -16,11 +16,10 @@ and Σ exp are the ones that the loss takes of the same logits, and XLA computes
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from jax_ls import checks
 from jax_ls.beliefs import Belief
-from jax_ls.class_axis import AxisName, multiply
+from jax_ls.class_axis import AxisName, everywhere, multiply
 from jax_ls.controller import CalibrationController, CalibrationState
 from jax_ls.predictions import Array, Rival, log_prob, one_hot
 
@@ -220,8 +219,8 @@ def beta(
     checks.check_values("concentration", concentration, lambda x: x > 0, "a number > 0")
     # P(b <= x) = x^a, inverted.
     draws = jax.random.uniform(key, (p.size,), p.dtype, minval=jnp.finfo(p.dtype).tiny) ** (1 / a)
-    ranked = jnp.sort(jnp.where(_everywhere(kept).reshape(-1), draws, jnp.inf))
-    order = jnp.argsort(_everywhere(jnp.where(kept, p, jnp.inf)).reshape(-1))
+    ranked = jnp.sort(jnp.where(everywhere(kept).reshape(-1), draws, jnp.inf))
+    order = jnp.argsort(everywhere(jnp.where(kept, p, jnp.inf)).reshape(-1))
     b = jnp.zeros_like(draws).at[order].set(ranked).reshape(p.shape)
     return _epsilon(smoothing, jnp.where(jnp.isnan(p), jnp.nan, 1 - b), kept)
 
@@ -246,8 +245,3 @@ def _num_classes(logits: jax.Array, class_where: Array | None, axis: int, axis_n
         exists = jnp.asarray(class_where)
         count = jnp.sum(exists, axis=axis if exists.ndim == logits.ndim else -1, dtype=jnp.float32)
     return count if axis_name is None else jax.lax.psum(count, axis_name)
-
-
-def _everywhere(x: jax.Array) -> jax.Array:
-    """What an explicit mesh splits, whole on every device: it sorts nothing else."""
-    return jax.sharding.reshard(x, PartitionSpec()) if any(jax.typeof(x).sharding.spec) else x

@@ -15,14 +15,13 @@ Equal-mass bins and risk against coverage need all examples at once; bins add up
 import jax
 import jax.numpy as jnp
 
-from jax_ls.class_axis import AxisName
+from jax_ls.class_axis import AxisName, ClassAxis, gathered
 from jax_ls.reliability import (
     Array,
     Binning,
     Reliability,
     as_examples,
     classwise_reliability,
-    gathered,
     judge,
     ratio,
     reliability,
@@ -170,17 +169,16 @@ def area_under_risk_coverage(
       Geifman, Uziel & El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, 2019.
     """
     z, y, kept = as_examples(logits, labels, where)
-    confidence, correct = (gathered(x, axis_name) for x in judge(z, y))
-    kept = gathered(kept, axis_name)
-    doubt = jnp.where(kept, -confidence, jnp.inf)
-    unknown = jnp.any(kept & jnp.isnan(confidence + correct))
-    doubt, wrong = jax.lax.sort((doubt, (correct < 1).astype(jnp.int32)), num_keys=1)
+    confidence, correct = judge(z, y)
+    counted = kept, kept & jnp.isnan(confidence + correct)
+    count, unknown = (ClassAxis(axis_name=axis_name).psum(jnp.sum(x, dtype=jnp.int32)) for x in counted)
+    doubt, wrong = jnp.where(kept, -confidence, jnp.inf), (correct < 1).astype(jnp.int32)
+    doubt, wrong = jax.lax.sort((gathered(doubt, axis_name), gathered(wrong, axis_name)), num_keys=1)
     n = jnp.arange(1, doubt.size + 1, dtype=jnp.int32)
     n, first, size, wrong_before, wrong_in = (x.astype(doubt.dtype) for x in (n, *_ties(doubt, wrong)))
     among = wrong_before + (n - first) / size * wrong_in
-    count = jnp.sum(kept, dtype=jnp.int32)
     area = ratio(total(jnp.where(n <= count.astype(n.dtype), among / n, 0)), count)
-    return jnp.where(unknown, jnp.nan, area)
+    return jnp.where(unknown > 0, jnp.nan, area)
 
 
 def _ties(values: jax.Array, marked: jax.Array) -> tuple[jax.Array, ...]:

@@ -5,6 +5,7 @@ They belong in the model or beside it, and are updated in place within `nnx.jit`
     from jax_ls import nnx as ls_nnx
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -14,10 +15,9 @@ from flax import nnx
 from jax_ls import online
 from jax_ls.adaptive import CalibrationController, CalibrationState
 from jax_ls.class_axis import AxisName
-from jax_ls.losses import cross_entropy
 from jax_ls.reliability import Reliability, reliability
-from jax_ls.scores import Mean, squared_error
-from jax_ls.targets import OneHot, Target
+from jax_ls.scores import Mean, both, squared_error, surprise
+from jax_ls.targets import Target
 
 Array = jax.typing.ArrayLike
 
@@ -134,18 +134,22 @@ class SmoothingController(nnx.Module):
 class _Score(nnx.Metric):
     """A score as variables of its sums, for `nnx.MultiMetric`: batches add up, and `compute` gives one number.
 
-    What it takes is what `flax.nnx.metrics.Accuracy` takes: others' arguments are let pass.
+    What it takes is what `flax.nnx.metrics.Accuracy` takes: others' arguments are let pass. Sums are in float32, and
+    compensated: `lost` is what the running one could not take in.
     """
+
+    running = "sum"
 
     def __init__(self) -> None:
         for name, x in vars(self._empty()).items():
             setattr(self, name, nnx.metrics.MetricState(x))
+        self.lost = nnx.metrics.MetricState(jnp.zeros_like(getattr(self, self.running)[...]))
 
     def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability | Mean:
         raise NotImplementedError
 
     def _empty(self) -> Any:
-        return self._measure(jnp.zeros((0, 1)), jnp.zeros((0,), jnp.int32), None)
+        return self._measure(jnp.zeros((0, 1), jnp.float32), jnp.zeros((0,), jnp.int32), None)
 
     @property
     def sums(self) -> Any:
@@ -171,15 +175,22 @@ class _Score(nnx.Metric):
           mask: the same as Flax calls it, numbers too; where both are given, both must hold.
           axis_name: mesh axes that the examples are split over, inside `jax.shard_map`.
         """
-        if mask is not None:
-            held = jnp.asarray(mask).astype(bool)
-            where = held if where is None else held & jnp.asarray(where)
-        batch = self._measure(logits, labels, where)
-        self._set(self.sums + (batch if axis_name is None else batch.psum(axis_name)))
+        batch = self._measure(logits, labels, both(where, mask, labels))
+        batch = batch if axis_name is None else batch.psum(axis_name)
+        held = self.sums
+        batch = jax.tree.map(lambda x, like: x.astype(like.dtype), batch, held)
+        before = getattr(held, self.running)
+        added = getattr(batch, self.running) + self.lost[...]
+        after = before + added
+        # Kahan's sum; of infinities nothing is lost.
+        lost = added - (after - before)
+        self.lost[...] = jnp.where(jnp.isfinite(lost), lost, 0)
+        self._set(replace(held + batch, **{self.running: after}))
 
     def reset(self) -> None:
         """Forgets all batches."""
         self._set(self._empty())
+        self.lost[...] = jnp.zeros_like(self.lost[...])
 
     def _set(self, sums: Reliability | Mean) -> None:
         for name, x in vars(sums).items():
@@ -200,6 +211,8 @@ class CalibrationError(_Score):
       >>> {name: value.item() for name, value in metrics.compute().items()}
       {'ece': 0.25, 'brier': 0.5}
     """
+
+    running = "confidence_sum"
 
     def __init__(self, *, num_bins: int = 15, norm: float = 1) -> None:
         self.num_bins, self.norm = num_bins, norm
@@ -225,6 +238,8 @@ class Overconfidence(_Score):
       -0.2500
     """
 
+    running = "confidence_sum"
+
     def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
         return reliability(logits, labels, num_bins=1, where=where)
 
@@ -245,7 +260,7 @@ class NegativeLogLikelihood(_Score):
     """
 
     def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
-        return Mean.of(cross_entropy(logits, OneHot(jnp.asarray(labels)), where=where), where)
+        return Mean.of(surprise(logits, labels, where=where), where)
 
     def compute(self) -> jax.Array:
         """The mean of all batches since the last reset."""

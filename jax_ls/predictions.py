@@ -78,7 +78,4 @@ def is_correct(logits: Array, labels: jax.Array, class_where: Array | None = Non
         exists = jnp.asarray(class_where)
         exists = jnp.moveaxis(exists, axis, -1) if exists.ndim == z.ndim else align(exists, z.ndim)
         z = jnp.where(exists, z, -jnp.inf)
-    # The first class that is at the top, as the least of real numbers: XLA on CPU takes five times as long for argmax.
-    classes, top = jax.lax.optimization_barrier((jnp.arange(z.shape[-1], dtype=z.dtype), ClassAxis().max(z)))
-    first = jnp.min(align(classes, z.ndim) + (top[..., None] - z) * jnp.finfo(z.dtype).max, axis=-1)
-    return first == labels.astype(z.dtype)
+    return ClassAxis().first(z, ClassAxis().max(z)) == labels.astype(z.dtype)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.losses import cross_entropy
-from jax_ls.reliability import Array, as_examples, ratio, total
+from jax_ls.reliability import Array, as_examples, as_logits, ratio, total
 from jax_ls.targets import OneHot
 
 __all__ = ["Mean", "brier_score", "negative_log_likelihood", "squared_error"]
@@ -38,7 +39,7 @@ class Mean:
         """Of losses of any shape, those of them that boolean `where` of that shape keeps."""
         x = checks.as_weight("losses", losses)
         kept = jnp.ones(x.shape, bool) if where is None else checks.as_where("where", where, x.shape)
-        return cls(total(multiply(kept.astype(x.dtype), x).reshape(-1)), jnp.sum(kept, dtype=jnp.int32))
+        return cls(total(multiply(kept.astype(x.dtype), x)), jnp.sum(kept, dtype=jnp.int32))
 
     @property
     def value(self) -> jax.Array:
@@ -77,8 +78,12 @@ def negative_log_likelihood(
     References:
       Good, Rational Decisions, 1952.
     """
-    losses = cross_entropy(logits, OneHot(checks.as_labels("labels", labels)), where=where)
-    return _mean(losses, where, axis_name)
+    return _mean(surprise(logits, labels, where=where), where, axis_name)
+
+
+def surprise(logits: Array, labels: Array, *, where: Array | None = None) -> jax.Array:
+    """−log p_y of each example, what the likelihood is the mean of."""
+    return cross_entropy(as_logits(logits), OneHot(checks.as_labels("labels", labels)), where=where)
 
 
 def squared_error(logits: Array, labels: Array, *, where: Array | None = None) -> jax.Array:
@@ -103,7 +108,7 @@ def squared_error(logits: Array, labels: Array, *, where: Array | None = None) -
     """
     z, y, kept = as_examples(logits, labels, where)
     error = jnp.sum(jnp.square(jax.nn.softmax(z, axis=-1) - OneHot(y).probs(z.shape[-1]).astype(z.dtype)), axis=-1)
-    return jnp.where(kept, error, 0).reshape(jnp.shape(labels))
+    return jnp.where(kept, error, 0)
 
 
 def brier_score(
@@ -129,6 +134,17 @@ def brier_score(
       Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
     """
     return _mean(squared_error(logits, labels, where=where), where, axis_name)
+
+
+def both(where: Array | None, mask: Array | None, labels: Array) -> jax.Array | None:
+    """Where booleans `where` and `mask`, which may be numbers, both hold for a label; None if neither is given."""
+    shape = np.shape(labels)
+    kept = None if where is None else checks.as_where("where", where, shape)
+    if mask is None:
+        return kept
+    held = checks.as_weight("mask", mask) != 0
+    checks.assert_shape("mask", held, [shape], f"booleans {shape}")
+    return held if kept is None else held & kept
 
 
 def _mean(losses: jax.Array, where: Array | None, axis_name: AxisName | None) -> jax.Array:

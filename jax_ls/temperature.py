@@ -1,14 +1,15 @@
 """T of temperature scaling: the one number that calibrates most of what training left uncalibrated."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
 from jax_ls import checks
-from jax_ls.class_axis import AxisName, saved
-from jax_ls.reliability import Array, as_examples, is_known, total
+from jax_ls.class_axis import AxisName, ClassAxis, flat, is_split, saved
+from jax_ls.reliability import Array, as_examples, total
 
 MAX_STEPS = 30
 
@@ -17,6 +18,9 @@ TOLERANCE = 3e-4
 
 # A logit this far below the largest has no probability, and its square is still finite.
 FURTHEST = 1e15
+
+# So hot that what is less far below the largest keeps its probability, and what is further still has none.
+HOTTEST = 1e-12
 
 # Rows of a first fit, from which that of all rows is a step or two away.
 SAMPLE = 2**14
@@ -45,17 +49,18 @@ def fit_temperature(
       labels: y, integers (*batch,).
       where: boolean (*batch,), the examples that count.
       bounds: of T. A set that is separable, every example right, is likelier the colder it gets: its T is exactly
-        bounds[0], and says no more than that. One worse than chance gets exactly bounds[1].
+        bounds[0], and says no more than that. One worse than chance gets exactly bounds[1]. Traced bounds that are
+        none give NaN.
       axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
 
     Returns:
-      T, a number, and a constant for differentiation; NaN where logits are, or a label names no class. 1, brought
-      within bounds, where one is as good as another: no example counts, logits do not differ, or every label has
-      probability 1 already.
+      T, a number, and a constant for differentiation; NaN where logits are, where a label names no class, and where
+      none gives a finite likelihood, a label's logit being −inf. 1, brought within bounds, where one is as good as
+      another: no example counts, or the logits of each are all the same, those 10¹⁴ or further below aside.
 
     Raises:
       AssertionError: dtypes, ranks or shapes that do not fit, by name.
-      ValueError: bounds that are not 0 < low <= high.
+      TypeError, ValueError: bounds that are not two numbers, 0 < low <= high.
 
     Example:
       >>> from jax_ls import calibration
@@ -68,22 +73,39 @@ def fit_temperature(
       Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
     z, y, kept = jax.lax.stop_gradient(as_examples(logits, labels, where))
-    low, high = (jax.lax.stop_gradient(checks.as_weight("bounds", bound).astype(z.dtype)) for bound in bounds)
-    known = [bound for bound in (low, high) if not isinstance(bound, Tracer)]
-    if not all(bound > 0 for bound in known) or (len(known) == 2 and low > high):
-        raise ValueError(f"bounds: expected 0 < low <= high, got {bounds!r}")
+    low, high = (jax.lax.stop_gradient(bound.astype(z.dtype)) for bound in _as_bounds(bounds))
+    if not is_split(z):
+        z, y, kept = z.reshape(y.size, z.shape[-1]), flat(y), flat(kept)
     top = saved(jnp.max(z, axis=-1))
-    label = jnp.take_along_axis(z, jnp.clip(y, 0, z.shape[-1] - 1)[:, None], axis=-1)[:, 0]
-    short = jnp.where(is_known(y, z), jnp.minimum(top - label, FURTHEST), jnp.nan)
+    axis = ClassAxis(z.shape[-1])
+    label = axis.take(z, y[..., None])[..., 0]
+    short = jnp.where(axis.contains(y) & (label > -jnp.inf), jnp.minimum(top - label, FURTHEST), jnp.nan)
     weight = kept.astype(z.dtype)
     fit = functools.partial(_fit, low=1 / high, high=1 / low, axis_name=axis_name)
     beta = jnp.clip(jnp.ones((), z.dtype), 1 / high, 1 / low)
-    if y.size >= 2 * SAMPLE:
+    if y.size >= 2 * SAMPLE and not is_split(z):
         step = y.size // SAMPLE
         beta = fit(z[::step], top[::step], short[::step], weight[::step], beta)
     beta = fit(z, top, short, weight, beta)
     cold, hot = beta >= 1 / low, beta <= 1 / high
-    return jnp.where(cold, low, jnp.where(hot, high, 1 / beta))
+    fitted = jnp.where(cold, low, jnp.where(hot, high, 1 / beta))
+    return jnp.where((low > 0) & (low <= high), fitted, jnp.nan)
+
+
+def _as_bounds(bounds: Any) -> list[jax.Array]:
+    """Two numbers, 0 < low <= high as far as they are known now."""
+    expected = f"bounds: expected two numbers, 0 < low <= high, got {bounds!r}"
+    try:
+        low, high = bounds
+    except (TypeError, ValueError) as error:
+        raise TypeError(expected) from error
+    pair = [checks.as_weight("bounds", bound) for bound in (low, high)]
+    for bound in pair:
+        checks.assert_shape("bounds", bound, [()], "two numbers, 0 < low <= high")
+    known = [bound for bound in (low, high) if not isinstance(bound, Tracer)]
+    if not all(bound > 0 for bound in known) or (len(known) == 2 and low > high):
+        raise ValueError(expected)
+    return pair
 
 
 def _fit(
@@ -107,7 +129,7 @@ def _fit(
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
-        steps, beta, before, _, _ = state
+        steps, beta, before, *_ = state
         # NaN is finished.
         return (steps < MAX_STEPS) & (jnp.abs(beta - before) > TOLERANCE * before)
 
@@ -124,10 +146,12 @@ def _fit(
         return steps + 1, jnp.where(jnp.isnan(expected - aim), jnp.nan, new), beta, below, above
 
     aim = summed(short)
+    # A set with every label at the top starts where all d show: to stay there without any, to go to `high` with some.
     # Of the type that a step gives back, which inside `jax.shard_map` says over which devices it varies.
-    beta, nowhere, anywhere = (jnp.where(aim > 0, x, x) for x in (beta, 0.0, jnp.inf))
-    start = jnp.zeros((), jnp.int32), beta, nowhere, nowhere, anywhere
-    return jax.lax.while_loop(unfinished, step, start)[1]
+    before, below, above = (jnp.where(aim > 0, x, x) for x in (-1.0, 0.0, jnp.inf))
+    start = jnp.zeros((), jnp.int32), jnp.where(aim == 0, HOTTEST, beta), before, below, above
+    found = jax.lax.while_loop(unfinished, step, start)[1]
+    return jnp.where(found == HOTTEST, beta, found)
 
 
 def _moments(z: jax.Array, top: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -135,7 +159,7 @@ def _moments(z: jax.Array, top: jax.Array, beta: jax.Array) -> tuple[jax.Array, 
 
     def at_once(z: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Bounded, for −inf to weigh nothing: its 0 · inf would be NaN.
-        d = jnp.minimum(top[:, None] - z, FURTHEST)
+        d = jnp.minimum(top[..., None] - z, FURTHEST)
         e = jnp.exp(-beta * d)
         sums = [saved(jnp.sum(x, axis=-1)) for x in (e, e * d, e * d * d)]
         mean = sums[1] / sums[0]
@@ -155,4 +179,6 @@ def _moments(z: jax.Array, top: jax.Array, beta: jax.Array) -> tuple[jax.Array, 
 
         return jax.lax.fori_loop(0, -(-top.size // rows), block, (top, top))
 
+    if is_split(z):
+        return at_once(z, top)
     return jax.lax.platform_dependent(z, top, cpu=in_blocks, default=at_once)

@@ -1,6 +1,6 @@
 """Errors of calibration, scores and temperature against their definitions, over batches, devices and models."""
 
-import functools
+import contextlib
 import importlib.util
 
 import jax
@@ -30,11 +30,6 @@ def draw(n=N, k=K, scale=2.0, seed=0):
 LOGITS, LABELS = draw()
 STATIC = dict.fromkeys(ERRORS, ("num_bins", "binning", "norm"))
 JITTED = {name: jax.jit(getattr(calibration, name), static_argnames=STATIC.get(name)) for name in EVERY}
-BINS = {
-    name: jax.jit(getattr(calibration, name), static_argnames=("num_bins", "binning"))
-    for name in ("reliability", "classwise_reliability")
-}
-reliability = BINS["reliability"]
 
 
 def close(actual, expected, tolerance=2e-5):
@@ -110,9 +105,10 @@ def test_many_models_at_once(name):
     close(together, [JITTED[name](z, LABELS) for z in models])
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in EVERY), *((name, {"binning": "mass"}) for name in ERRORS)]
-)
+ON_DEVICES = [*((name, {}) for name in EVERY), *((name, {"binning": "mass"}) for name in ERRORS)]
+
+
+@pytest.mark.parametrize(("name", "options"), ON_DEVICES)
 def test_eight_devices_are_one(name, options):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     where = jnp.arange(N) % 5 != 2
@@ -120,23 +116,37 @@ def test_eight_devices_are_one(name, options):
     def measure(z, y, w):
         return getattr(calibration, name)(z, y, where=w, axis_name="data", **options)
 
-    split = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P(), check_vma=False))
+    split = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P()))
     close(split(LOGITS, LABELS, where), JITTED[name](LOGITS, LABELS, where=where, **options))
     sharded = jax.device_put((LOGITS, LABELS, where), jax.NamedSharding(mesh, P("data")))
     close(JITTED[name](sharded[0], sharded[1], where=sharded[2], **options), split(LOGITS, LABELS, where))
 
 
-@pytest.mark.parametrize("of", ["reliability", "classwise_reliability"])
-@pytest.mark.parametrize("binning", ["width", "mass"])
-def test_batches_add_up(of, binning):
-    measure = BINS[of]
-    edges = measure(LOGITS, LABELS, binning=binning).edges
-    parts = [measure(LOGITS[i : i + 24], LABELS[i : i + 24], edges=edges) for i in range(0, N, 24)]
-    total, whole = functools.reduce(lambda a, b: a + b, parts), measure(LOGITS, LABELS, binning=binning)
-    assert total.count.tolist() == whole.count.tolist()
-    for norm in (1, 2, np.inf):
-        close(total.error(norm), whole.error(norm))
-    assert np.max(total.count) < N
+@pytest.mark.parametrize(("name", "options"), ON_DEVICES)
+def test_an_explicit_mesh_may_split_examples_and_classes(name, options):
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    arrays = jnp.pad(LOGITS, ((0, 0), (0, 1)), constant_values=-jnp.inf), LABELS, jnp.arange(N) % 5 != 2
+    expected = JITTED[name](*arrays[:2], where=arrays[2], **options)
+    for shape, layout in (((N,), ("data", "model")), ((8, 12), (None, "data", None))):
+        batch = P(*layout[: len(shape)])
+        z, y, where = (
+            jax.device_put(x.reshape(*shape, *x.shape[1:]), jax.NamedSharding(mesh, spec))
+            for x, spec in zip(arrays, (P(*layout), batch, batch), strict=True)
+        )
+        with jax.set_mesh(mesh) if len(shape) == 1 else contextlib.nullcontext():
+            close(JITTED[name](z, y, where=where, **options), expected)
+
+
+@pytest.mark.parametrize("measure", [calibration.overconfidence, calibration.area_under_risk_coverage])
+def test_an_explicit_mesh_needs_no_jit(measure):
+    mesh = jax.make_mesh((8,), ("data",))
+    close(measure(*jax.device_put((LOGITS, LABELS), jax.NamedSharding(mesh, P("data")))), measure(LOGITS, LABELS))
+
+
+def test_a_vmapped_axis_may_hold_the_examples():
+    parts = LOGITS.reshape(8, -1, K), LABELS.reshape(8, -1)
+    split = jax.vmap(lambda z, y: calibration.area_under_risk_coverage(z, y, axis_name="i"), axis_name="i")(*parts)
+    close(split, JITTED["area_under_risk_coverage"](LOGITS, LABELS))
 
 
 def test_means_add_up_over_batches_and_devices():
@@ -148,43 +158,6 @@ def test_means_add_up_over_batches_and_devices():
         lambda x: calibration.Mean.of(x).psum("data").value, mesh=mesh, in_specs=P("data"), out_specs=P()
     )
     close(mean(losses), halves.value)
-
-
-def test_bins_in_full():
-    bins = reliability(LOGITS, LABELS, num_bins=5)
-    p = reference.probabilities(np.asarray(LOGITS))
-    table = reference.bins_of(p.max(-1), p.argmax(-1) == np.asarray(LABELS), reference.equal_width(5))
-    count, confidence, right = (np.array(column, float) for column in zip(*table, strict=True))
-    with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(bins.count, count)
-        close(bins.confidence, confidence / count)
-        close(bins.accuracy, right / count)
-    close(bins.share, count / N)
-    assert np.isnan(bins.confidence[0])
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 10, 15, 29])
-def test_a_confidence_on_an_edge_belongs_below_it(size):
-    """1/K of equal logits is exactly an edge of K bins, and of 2K; 1 is the last edge."""
-    one, many = jnp.zeros((1, size)), jnp.full((1, 3), -200.0).at[0, 0].set(0.0)
-    zero = jnp.zeros((1,), jnp.int32)
-    assert reliability(one, zero, num_bins=size).count.tolist() == [1] + [0] * (size - 1)
-    assert int(jnp.argmax(reliability(one, zero, num_bins=2 * size).count)) == 1
-    assert int(reliability(many, zero, num_bins=size).count[-1]) == 1
-
-
-def test_of_predictions_that_tie_the_first_counts():
-    logits = jnp.array([[0.0, 5.0, 5.0], [1.0, 1.0, 1.0], [-jnp.inf, 2.0, 2.0]])
-    for labels, right in (([1, 0, 1], 3), ([2, 1, 2], 0), ([0, 2, 0], 0)):
-        assert int(reliability(logits, jnp.array(labels)).correct.sum()) == right
-    close(JITTED["overconfidence"](logits[1:2], jnp.array([0])), 1 / 3 - 1)
-
-
-def test_equal_mass_bins_are_equally_full_but_for_ties():
-    assert reliability(LOGITS, LABELS, num_bins=8, binning="mass").count.tolist() == [12] * 8
-    tied = reliability(jnp.zeros((10, 4)), jnp.zeros(10, jnp.int32), num_bins=5, binning="mass")
-    assert sorted(tied.count.tolist()) == [0, 0, 0, 0, 10]
-    close(tied.error(), 0.75)
 
 
 def test_long_sums_keep_their_digits():
@@ -264,6 +237,8 @@ def test_shapes_that_disagree_raise_by_name(name):
         measure(LOGITS, LABELS.astype(jnp.float32))
     with pytest.raises(AssertionError, match="logits: expected real numbers"):
         measure(LOGITS.astype(jnp.int32), LABELS)
+    with pytest.raises(AssertionError, match="logits: expected at least one class, got float32 \\(96, 0\\)"):
+        measure(LOGITS[:, :0], LABELS)
     with pytest.raises(AssertionError, match=r"where: expected booleans \(96,\)"):
         measure(LOGITS, LABELS, where=jnp.ones(3, bool))
 
@@ -277,14 +252,3 @@ def test_options_that_do_not_exist_raise_by_name(name):
         measure(LOGITS, LABELS, binning="size")
     with pytest.raises(ValueError, match=r"norm: expected 1 \| 2 \| inf, got 3"):
         measure(LOGITS, LABELS, norm=3)
-
-
-def test_bins_of_other_edges_do_not_add_up():
-    one, other = (calibration.reliability(LOGITS[i:], LABELS[i:], binning="mass") for i in (0, 5))
-    with pytest.raises(ValueError, match="edges: expected the same edges"):
-        one + other
-    with pytest.raises(AssertionError, match=r"edges: expected \(16,\)"):
-        one + calibration.reliability(LOGITS, LABELS, num_bins=3)
-    assert np.isnan(jax.jit(lambda a, b: (a + b).error())(one, other))
-    with pytest.raises(AssertionError, match=r"edges: expected \(B \+ 1,\) or \(7, B \+ 1\)"):
-        calibration.classwise_reliability(LOGITS, LABELS, edges=jnp.ones((3, 4)))

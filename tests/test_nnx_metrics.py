@@ -88,6 +88,51 @@ def test_where_and_mask_are_one_and_both_must_hold():
     np.testing.assert_allclose(by_both.compute(), expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("promotion_as_flax_needs_it")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_64_bits_change_nothing(dtype):
+    with jax.enable_x64(True):
+        metrics = every()
+        logits = jnp.asarray(LOGITS, dtype)
+        step(metrics, logits, LABELS, WHERE)
+        assert_one_shot(metrics, True)
+        metrics.ece.update(logits=logits, labels=LABELS, where=WHERE)
+        np.testing.assert_allclose(metrics.ece.compute(), one_shot(True)["ece"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [CalibrationError, Overconfidence, NegativeLogLikelihood, BrierScore])
+def test_running_sums_take_in_what_is_too_small_for_them(metric):
+    """In float32 2²⁴ + 1/2 is 2²⁴."""
+    score = metric()
+    running = getattr(score, metric.running)
+    running[...] = jnp.full_like(running[...], 2.0**24)
+    # Confidence 1/2, loss log 2 and Brier score 1/2.
+    add = nnx.jit(lambda score: score.update(logits=jnp.zeros((1, 2)), labels=jnp.zeros(1, jnp.int32)))
+    for _ in range(64):
+        add(score)
+    expected = 64 * (np.log(2) if metric is NegativeLogLikelihood else 0.5)
+    assert abs(float(jnp.max(running[...])) - 2**24 - expected) <= 2
+    score.reset()
+    add(score)
+    np.testing.assert_allclose(jnp.max(running[...]), expected / 64, rtol=1e-6)
+
+
+def test_an_infinite_loss_stays_infinite():
+    score = NegativeLogLikelihood()
+    for _ in range(3):
+        score.update(logits=jnp.array([[0.0, -jnp.inf]]), labels=jnp.array([1]))
+    assert float(score.compute()) == np.inf
+
+
+def test_an_explicit_mesh_may_split_a_batch():
+    mesh = jax.make_mesh((8,), ("data",))
+    logits, labels = jax.device_put((LOGITS, LABELS), jax.NamedSharding(mesh, P("data")))
+    score = CalibrationError()
+    for _ in range(2):
+        nnx.jit(lambda score, z, y: score.update(logits=z, labels=y))(score, logits, labels)
+    np.testing.assert_allclose(score.compute(), one_shot(False)["ece"], rtol=1e-5)
+
+
 def test_eight_devices_are_one():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -114,3 +159,9 @@ def test_bad_input_raises_by_name():
     for metric, _ in SCORES.values():
         with pytest.raises(AssertionError, match="expected"):
             metric().update(logits=LOGITS, labels=LABELS[:3])
+        with pytest.raises(AssertionError, match=r"mask: expected booleans \(40,\), got bool \(3,\)"):
+            metric().update(logits=LOGITS, labels=LABELS, mask=WHERE[:3])
+        with pytest.raises(AssertionError, match=r"where: expected booleans \(40,\), got float32"):
+            metric().update(logits=LOGITS, labels=LABELS, mask=WHERE, where=WHERE.astype(jnp.float32))
+        with pytest.raises(AssertionError, match="logits: expected at least one class"):
+            metric().update(logits=LOGITS[:, :0], labels=LABELS)

@@ -38,6 +38,27 @@ def test_a_separable_set_stops_at_the_lower_bound_and_its_opposite_at_the_upper(
     assert float(fit(jnp.zeros((4, 3)), jnp.array([0, 1, 2, 2]))) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        *(([gap, 0.0, -1.0], 0.05) for gap in (1e-6, 87.0, 88.0, 1e3, 1e6)),
+        ([5.0, 5.0, 0.0], 0.05),
+        ([5.0, 5.0, 5.0], 1.0),
+        ([5.0, -jnp.inf, -jnp.inf], 1.0),
+        ([5.0, -jnp.inf, 4.0], 0.05),
+    ],
+)
+def test_all_labels_at_the_top_are_separable_unless_there_is_nothing_below(row, expected):
+    assert float(fit(jnp.array([row, [0.0] * 3]), jnp.array([0, 1]))) == np.float32(expected)
+
+
+def test_where_no_temperature_gives_a_likelihood_there_is_none():
+    impossible = LOGITS.at[3, LABELS[3]].set(-jnp.inf)
+    assert np.isnan(fit(impossible, LABELS))
+    kept = jnp.arange(len(LABELS)) != 3
+    close(fit(impossible, LABELS, where=kept), fit(LOGITS, LABELS, where=kept))
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3, 1e6])
 def test_extreme_logits_give_a_temperature_within_bounds(scale):
     t = float(fit(scale * LOGITS, LABELS))
@@ -56,5 +77,14 @@ def test_each_device_may_fit_its_own_temperature():
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (jnp.nan, 1.0)])
 def test_bounds_of_no_temperature_raise(bounds):
-    with pytest.raises(ValueError, match="bounds: expected 0 < low <= high"):
+    with pytest.raises(ValueError, match="bounds: expected two numbers, 0 < low <= high"):
+        calibration.fit_temperature(LOGITS, LABELS, bounds=bounds)
+    with pytest.raises(ValueError, match="bounds: expected two numbers, 0 < low <= high"):
+        jax.jit(lambda z, y: calibration.fit_temperature(z, y, bounds=bounds))(LOGITS, LABELS)
+    assert np.isnan(jax.jit(lambda *bounds: calibration.fit_temperature(LOGITS, LABELS, bounds=bounds))(*bounds))
+
+
+@pytest.mark.parametrize("bounds", [(0.05,), (1, 2, 3), 1.0, None, ("low", "high"), (jnp.ones(2), 20.0)])
+def test_bounds_that_are_not_two_numbers_raise_by_name(bounds):
+    with pytest.raises((TypeError, AssertionError), match="bounds: expected"):
         calibration.fit_temperature(LOGITS, LABELS, bounds=bounds)
