@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -35,6 +36,20 @@ def told(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise InputError(f"{what}: {textwrap.shorten(str(error), 120) or type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def quiet_if_it_fails() -> Iterator[None]:
+    """Reads of a restore that failed outlive Orbax's event loop, and each would print a traceback about that."""
+    before = sys.unraisablehook
+
+    def after(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = after
+    yield
+    sys.unraisablehook = before
 
 
 def make_writable(path: Path) -> None:
@@ -93,7 +108,7 @@ class RunDirectory:
         self.manager.close()
 
     def _read(self, **contents: Any) -> Any:
-        with told(f"cannot read the checkpoint in {self.path}"):
+        with told(f"cannot read the checkpoint in {self.path}"), quiet_if_it_fails():
             return self.manager.restore(self.done, args=ocp.args.Composite(**contents))
 
     def _write(self, rows: Rows) -> None:

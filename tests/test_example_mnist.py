@@ -198,6 +198,17 @@ def test_other_runs_are_left_alone(train, refused, tmp_path):
     assert "cannot read the checkpoint" in refused(*resume, 3)
 
 
+def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path):
+    """Orbax leaves reads behind, which find their event loop closed whenever they finish."""
+    assert script("--epochs", 1, "--out", tmp_path / "run").returncode == 0
+    for file in (tmp_path / "run" / "checkpoints").rglob("d/*"):
+        file.write_bytes(b"")
+    resumed = script("--epochs", 2, "--out", tmp_path / "run", "--resume")
+    assert resumed.returncode == 2
+    (line,) = resumed.stderr.splitlines()
+    assert line.startswith("mnist.py: error: cannot read the checkpoint in")
+
+
 def test_bar_shows_loss_and_accuracy_on_a_terminal(data_dir, monkeypatch, capsys):
     for stream in (sys.stdout, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ls import results, sweeps
+from jax_ls import results_file, sweeps
 from jax_ls.sweeps import grid, log_uniform, sweep
 
 EPSILONS = np.array([-0.2, 0.0, 0.1, 0.2, 0.5], dtype=np.float32)
@@ -44,7 +44,7 @@ def trained(monkeypatch):
 
 def interrupt(monkeypatch, after):
     """As if killed between two groups."""
-    add, calls = results.ResultsFile.add, []
+    add, calls = results_file.ResultsFile.add, []
 
     def killed(self, runs):
         calls.append(runs)
@@ -52,7 +52,7 @@ def interrupt(monkeypatch, after):
             raise KeyboardInterrupt
         return add(self, runs)
 
-    monkeypatch.setattr(results.ResultsFile, "add", killed)
+    monkeypatch.setattr(results_file.ResultsFile, "add", killed)
 
 
 @pytest.mark.parametrize("batch", [4, 6, None])
@@ -99,7 +99,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(monkeypatch, tmp_path):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
+    monkeypatch.setattr(results_file.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         sweep(train, EPSILONS, SEEDS, batch=4, results=path)
     assert path.read_bytes() == before

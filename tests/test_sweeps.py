@@ -161,7 +161,7 @@ def test_integers_resume_to_the_last_bit(tmp_path):
 FINGERPRINT = """
 import jax
 from jax.extend.core import ClosedJaxpr
-from jax_ls.results import fingerprint
+from jax_ls.results_file import fingerprint
 from jax.sharding import PartitionSpec as P
 policy = jax.checkpoint_policies.save_only_these_names("a", "b", "c", "d")
 mesh = jax.make_mesh((1, 1, 1), ("first", "second", "third"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
