@@ -1,8 +1,9 @@
 """The command line of mnist.py, and how bad input is told: one line, exit code 2."""
 
 import argparse
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,8 +28,21 @@ class InputError(Exception):
 class OneLineParser(argparse.ArgumentParser):
     """argparse puts its usage text before an error; here the error stands alone."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    @contextlib.contextmanager
+    def reporting(self, kept: str = "") -> Iterator[None]:
+        """Whatever the user got wrong ends in one line and exit code 2; `kept`: what an interrupt leaves behind."""
+        try:
+            yield
+        except InputError as error:
+            self.error(str(error))
+        except KeyboardInterrupt:
+            self.exit(130, f"\n{self.prog}: interrupted{kept}\n")
 
 
 def number(convert: Callable[[str], float], accepts: Callable[[float], bool], expected: str) -> Callable[[str], float]:
@@ -123,8 +137,6 @@ def parse(
         prog="mnist.py",
         description=description,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_data_flags(parser)
     add_target_flags(parser, methods)

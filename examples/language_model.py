@@ -245,13 +245,10 @@ def mesh(text: str) -> tuple[int, int]:
 
 def parse(argv: Sequence[str] | None) -> tuple[OneLineParser, Namespace]:
     """The parser, to report later errors with, and the flags it read."""
-    formatter = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(
         prog="language_model.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=formatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--small", action="store_true", help="a network and a run that suit two CPU cores")
@@ -284,13 +281,9 @@ def parse(argv: Sequence[str] | None) -> tuple[OneLineParser, Namespace]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
     parser, args = parse(argv)
-    try:
+    kept = "" if args.out is None else "; what was saved stays in --out for --resume"
+    with parser.reporting(kept):
         train(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        kept = "" if args.out is None else "; what was saved stays in --out for --resume"
-        parser.exit(130, f"\nlanguage_model.py: interrupted{kept}\n")
 
 
 if __name__ == "__main__":

@@ -272,13 +272,9 @@ def train(args: Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
     parser, args = flags.parse(DESCRIPTION, METHODS, argv)
-    try:
+    kept = "" if args.out is None else "; finished epochs stay in --out for --resume"
+    with parser.reporting(kept):
         train(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        kept = "" if args.out is None else "; finished epochs stay in --out for --resume"
-        parser.exit(130, f"\nmnist.py: interrupted{kept}\n")
 
 
 if __name__ == "__main__":

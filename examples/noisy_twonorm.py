@@ -12,7 +12,6 @@ Expect accuracy to fall with the noise at r ≥ 0, to 75 % at e = 0.4, and to ju
 which an interrupted sweep continues. README.md beside this file has the published figures beside ours.
 """
 
-import argparse
 import math
 import time
 from argparse import Namespace
@@ -246,8 +245,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="noisy_twonorm.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--seeds", type=COUNT, metavar="N", help="trainings of each r and e (default 5)")
     parser.add_argument("--epochs", type=COUNT, metavar="N", help="passes over the data (default 60)")
@@ -259,13 +256,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 5)
     args.epochs = args.epochs or (4 if args.quick else 60)
-    try:
+    kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
+    with parser.reporting(kept):
         run(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
-        parser.exit(130, f"\nnoisy_twonorm.py: interrupted{kept}\n")
 
 
 if __name__ == "__main__":

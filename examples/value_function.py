@@ -15,7 +15,6 @@ as large squared error takes twice as long, and then is at least as good. Two-ho
 unlike in the paper's large networks. --out keeps value_function.md, .json and .png.
 """
 
-import argparse
 import functools
 import time
 from argparse import Namespace
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import COUNT, InputError, OneLineParser
+from flags import COUNT, OneLineParser
 from frozen_lake import Lake, frozen_lake, returns
 from runs import make_writable
 from tables import table, write
@@ -259,8 +258,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="value_function.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--seeds", type=COUNT, metavar="N", help="trainings of each method and setting (default 6)")
     parser.add_argument("--steps", type=COUNT, metavar="N", help=f"updates, at least {POINTS} (default 2000)")
@@ -271,12 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.steps = args.steps or (200 if args.quick else 2000)
     if args.steps < POINTS:
         parser.error(f"--steps: expected at least {POINTS}, got {args.steps}")
-    try:
+    with parser.reporting("; nothing was written"):
         run(args)
-    except InputError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(130, "\nvalue_function.py: interrupted; nothing was written\n")
 
 
 if __name__ == "__main__":

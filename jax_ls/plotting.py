@@ -77,11 +77,13 @@ def plot_targets(
     if rows is not None and len(rows) != len(q):
         raise ValueError(f"rows: expected {len(q)} names, got {rows!r}")
     axes = new_axes(ax, (1.5 + 0.45 * min(q.shape[1], 10), 0.9 + 0.4 * min(q.shape[0], 10)))
-    image = axes.imshow(q, cmap="cividis", vmin=min(0, q.min()), vmax=q.max(), aspect="auto")
+    # A row of NaN, that of a label which names no class, stays white.
+    shown = q[np.isfinite(q)]
+    image = axes.imshow(q, cmap="cividis", vmin=shown.min(initial=0), vmax=shown.max(initial=0), aspect="auto")
     if max(q.shape) <= WRITTEN:
         middle = (image.norm.vmin + image.norm.vmax) / 2
         for (row, column), value in np.ndenumerate(q):
-            ink = "black" if value > middle else "white"
+            ink = "white" if value <= middle else "black"
             axes.text(column, row, _written(value), ha="center", va="center", color=ink, fontsize=7.5)
         axes.set(xticks=range(q.shape[1]), yticks=range(q.shape[0]))
     if rows is not None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 
 from jax_ls import checks
 from jax_ls.results import Metrics, shortest

@@ -63,6 +63,9 @@ def test_targets_are_written_in_where_they_fit():
     assert [text.get_text() for text in ax.texts] == ["10.5", "-9.5", "20.25", "0", "-.4", "100", "0", ".25"]
     ax = plotting.plot_targets(jnp.full((2, 4), 0.25, jnp.bfloat16))
     assert [text.get_text() for text in ax.texts] == [".25"] * 8
+    ax = plotting.plot_targets(jnp.array([5, 1]), 2)  # 5 names no class
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (0, 1)
+    assert [(text.get_text(), text.get_color()) for text in ax.texts[:2]] == [("nan", "black")] * 2
 
 
 def bars(ax, colour):
