@@ -23,15 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import COUNT, InputError, OneLineParser
+import trials
+from flags import COUNT, OneLineParser
 from runs import make_writable
 from tables import table, write
-from trials import new_figure
 
 import jax_ls
 from jax_ls import noise
 from jax_ls.results import SweepResult
-from jax_ls.sweeps import grid, sweep
+from jax_ls.sweeps import grid
 
 DESCRIPTION = "Train on Twonorm with wrong labels, smoothed by positive and negative amounts (Wei et al. 2022)."
 EXAMPLES = """\
@@ -163,7 +163,7 @@ def keep(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) ->
 
 def draw(path: Path, accuracy: np.ndarray, error: np.ndarray) -> None:
     """Accuracy over (r, e), and along r for each e, with the theory's best r in both."""
-    figure = new_figure(12, 4.8, dpi=100)
+    figure = trials.new_figure(12, 4.8, dpi=100)
     heat, lines = figure.subplots(1, 2, width_ratios=(1, 1.15))
     draw_heat(figure, heat, accuracy)
     draw_lines(lines, accuracy, error)
@@ -216,21 +216,11 @@ def draw_lines(axes: Any, accuracy: np.ndarray, error: np.ndarray) -> None:
 
 def run(args: Namespace) -> None:
     """From flags to the table."""
-    results = None
     if args.out is not None:
         make_writable(args.out)
-        results = args.out / "runs.jsonl"
     start = time.perf_counter()
-    try:
-        result = sweep(
-            lambda key, point: train(key, point, epochs=args.epochs),
-            grid(smoothing=SMOOTHING, noise=NOISE),
-            args.seeds,
-            batch=args.batch,
-            results=results,
-        )
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
+    points = grid(smoothing=SMOOTHING, noise=NOISE)
+    result = trials.run_all(lambda key, point: train(key, point, epochs=args.epochs), points, args)
     accuracy, error = accuracies(result)
     print(markdown(accuracy, error))
     print(f"\nBayes rate {BAYES:.4f}; published in brackets")
@@ -256,8 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 5)
     args.epochs = args.epochs or (4 if args.quick else 60)
-    kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
-    with parser.reporting(kept):
+    with parser.reporting(trials.kept(args)):
         run(args)
 
 

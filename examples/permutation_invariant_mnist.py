@@ -237,8 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.epochs = args.epochs or (1 if args.quick else 10 if args.data_dir is None else 20)
-    kept = "" if args.out is None else f"; finished trainings stay in --out {args.out}"
-    with parser.reporting(kept):
+    with parser.reporting(trials.kept(args)):
         run(args)
 
 

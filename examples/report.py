@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jax_ls import calibration, plotting
+from jax_ls.canvas import finish
 
 BINS = 15
 
@@ -127,10 +128,3 @@ def draw_reliability(axes: Any, answers: dict[str, calibration.Reliability]) -> 
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)} if len(answers) > 2 else {}
     finish(axes, **beside, title=f"circle area: share of the images;\nbins of fewer than {FEW} are not drawn")
-
-
-def finish(axes: Any, **legend: Any) -> None:
-    """What the two charts share."""
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(edgecolor="none", framealpha=0.85, fontsize=8.5, title_fontsize=8.5, alignment="left", **legend)

@@ -210,6 +210,11 @@ def run_all(train: Callable[[jax.Array, Any], Any], points: dict[str, np.ndarray
         raise InputError(str(error)) from error
 
 
+def kept(args: Namespace) -> str:
+    """What `run_all` leaves behind if it is interrupted."""
+    return "" if args.out is None else f"; finished trainings stay in --out {args.out}"
+
+
 def parse(prog: str, about: tuple[str, str], seeds: int, argv: Sequence[str] | None) -> tuple[OneLineParser, Namespace]:
     """The parser, to report later errors with, and the flags; `about` is a description and examples of commands."""
     parser = OneLineParser(prog=prog, description=about[0], epilog=about[1])
@@ -233,7 +238,7 @@ def command(
 ) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
     parser, args = parse(prog, about, seeds, argv)
-    with parser.reporting("" if args.out is None else f"; finished trainings stay in --out {args.out}"):
+    with parser.reporting(kept(args)):
         if args.out is not None:
             make_writable(args.out)
         run(args)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jax_ls import checks
 from jax_ls.beliefs import Belief
-from jax_ls.class_axis import AxisName, everywhere, multiply
+from jax_ls.class_axis import AxisName, flat, multiply
 from jax_ls.controller import CalibrationController, CalibrationState
 from jax_ls.predictions import Array, Rival, log_prob, one_hot
 
@@ -219,8 +219,8 @@ def beta(
     checks.check_values("concentration", concentration, lambda x: x > 0, "a number > 0")
     # P(b <= x) = x^a, inverted.
     draws = jax.random.uniform(key, (p.size,), p.dtype, minval=jnp.finfo(p.dtype).tiny) ** (1 / a)
-    ranked = jnp.sort(jnp.where(everywhere(kept).reshape(-1), draws, jnp.inf))
-    order = jnp.argsort(everywhere(jnp.where(kept, p, jnp.inf)).reshape(-1))
+    ranked = jnp.sort(jnp.where(flat(kept), draws, jnp.inf))
+    order = jnp.argsort(flat(jnp.where(kept, p, jnp.inf)))
     b = jnp.zeros_like(draws).at[order].set(ranked).reshape(p.shape)
     return _epsilon(smoothing, jnp.where(jnp.isnan(p), jnp.nan, 1 - b), kept)
 

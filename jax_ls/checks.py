@@ -101,6 +101,12 @@ def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
+def same_dtype(*arrays: jax.Array) -> list[jax.Array]:
+    """All in the widest of their dtypes: strict promotion would refuse to mix them."""
+    dtype = max((x.dtype for x in arrays), key=lambda dtype: dtype.itemsize)
+    return [x.astype(dtype) for x in arrays]
+
+
 def as_array(name: str, x: Any, expected: str = "an array of numbers") -> jax.Array:
     """What JAX can make an array of."""
     try:
@@ -159,7 +165,7 @@ def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return values.astype(wide(values.dtype))
 
 
-def as_broadcast(name: str, x: object, like: jax.Array) -> jax.Array:
+def as_broadcast(name: str, x: object, like: Shaped) -> jax.Array:
     """Real numbers in the shape and dtype of `like`."""
     values = as_weight(name, x)
     message = f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"

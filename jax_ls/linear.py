@@ -163,7 +163,7 @@ def linear_cross_entropy(
     """
     h, k = _checked(hidden, kernel, transposed)
     logits = jax.ShapeDtypeStruct((*h.shape[:-1], k.shape[0 if transposed else 1]), h.dtype)
-    each = jnp.ones(h.shape[:-1], checks.wide(h.dtype))
+    each = jax.ShapeDtypeStruct(h.shape[:-1], checks.wide(h.dtype))
     if not isinstance(target, Target):
         checks.assert_target("target", jnp.asarray(target), logits)
     plain = isinstance(smoothing, int | float) and smoothing == 0 and prior is None

@@ -5,6 +5,7 @@ They belong in the model or beside it, and are updated in place within `nnx.jit`
     from jax_ls import nnx as ls_nnx
 """
 
+import abc
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -145,8 +146,9 @@ class _Score(nnx.Metric):
             setattr(self, name, nnx.metrics.MetricState(x))
         self.lost = nnx.metrics.MetricState(jnp.zeros_like(getattr(self, self.running)[...]))
 
+    @abc.abstractmethod
     def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability | Mean:
-        raise NotImplementedError
+        """The sums of one batch."""
 
     def _empty(self) -> Any:
         return self._measure(jnp.zeros((0, 1), jnp.float32), jnp.zeros((0,), jnp.int32), None)

@@ -279,5 +279,4 @@ def _pairs(**given: Array) -> list[jax.Array]:
     shape = next(iter(values.values())).shape
     for name, x in values.items():
         checks.assert_shape(name, x, [shape], f"{shape}, one number a pair")
-    dtype = max((x.dtype for x in values.values()), key=lambda dtype: dtype.itemsize)
-    return [x.astype(dtype) for x in values.values()]
+    return checks.same_dtype(*values.values())

@@ -51,7 +51,7 @@ class Support:
         size = checks.check_size("num_bins", num_bins)
         if size < 2:
             raise ValueError(f"num_bins: expected at least 2, got {size}")
-        first, last = same_dtype(_as_end("low", low), _as_end("high", high))
+        first, last = checks.same_dtype(_as_end("low", low), _as_end("high", high))
         if any(isinstance(x, Tracer) for x in (low, high)):
             atoms = jnp.linspace(first, last, size)
         else:
@@ -98,12 +98,6 @@ class Support:
         for field, values in zip(("atoms", "edges"), both, strict=True):
             object.__setattr__(self, field, jnp.where(apart, values, jnp.nan))
         return self
-
-
-def same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both in the wider of their dtypes."""
-    dtype = max(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
-    return x.astype(dtype), y.astype(dtype)
 
 
 def as_support(x: object) -> Support:

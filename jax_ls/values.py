@@ -14,7 +14,7 @@ from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.checks import as_positive
 from jax_ls.class_axis import align, saved
-from jax_ls.support import Support, as_count, as_support, same_dtype
+from jax_ls.support import Support, as_count, as_support
 from jax_ls.targets import Dense, Sparse
 from jax_ls.transforms import signed_hyperbolic, signed_parabolic, symexp, symlog
 
@@ -75,7 +75,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
     last = support.num_bins - 1 - first
     if first > last:
         raise ValueError(f"padding: expected to leave some of {support.num_bins} bins, got {padding}")
-    t, edges = same_dtype(given, support.edges)
+    t, edges = checks.same_dtype(given, support.edges)
     t = jnp.clip(t, support.atoms[first].astype(t.dtype), support.atoms[last].astype(t.dtype))
     sigma = ratio.astype(t.dtype) * (edges[-1] - edges[0]) / support.num_bins
     scale = align((math.sqrt(0.5) / sigma)[..., None], t.ndim + 1)
@@ -173,14 +173,14 @@ def expected_value(logits: Array, support: Support) -> jax.Array:
     """
     z = checks.as_logits("logits", logits)
     checks.assert_num_classes("logits", z, as_support(support).num_bins)
-    z, atoms = same_dtype(z.astype(checks.wide(z.dtype)), support.atoms)
+    z, atoms = checks.same_dtype(z.astype(checks.wide(z.dtype)), support.atoms)
     # About an atom in the middle: far from 0, a rounding of Σ p would show.
     middle = atoms[support.num_bins // 2]
     return middle + jnp.sum(jax.nn.softmax(z, axis=-1) * align(atoms - middle, z.ndim), axis=-1)
 
 
 def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
-    t, atoms = same_dtype(returns, as_support(support).atoms)
+    t, atoms = checks.same_dtype(returns, as_support(support).atoms)
     t = jnp.clip(t, atoms[0], atoms[-1])
     lower = jnp.clip(jnp.searchsorted(atoms, t, side="right") - 1, 0, atoms.size - 2)
     below, above = atoms[lower], atoms[lower + 1]

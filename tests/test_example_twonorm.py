@@ -28,8 +28,10 @@ FILES = ["noisy_twonorm.json", "noisy_twonorm.md", "noisy_twonorm.png", "runs.js
 @pytest.fixture(autouse=True)
 def as_a_user_has_it(monkeypatch):
     """One device: eight pretended ones on two cores mostly wait for each other. optax.adam mixes its dtypes."""
-    sweep = twonorm.sweep
-    monkeypatch.setattr(twonorm, "sweep", lambda *args, **options: sweep(*args, **options, devices=jax.devices()[:1]))
+    sweep = twonorm.trials.sweep
+    monkeypatch.setattr(
+        twonorm.trials, "sweep", lambda *args, **options: sweep(*args, **options, devices=jax.devices()[:1])
+    )
     with jax.numpy_dtype_promotion("standard"):
         yield
 
