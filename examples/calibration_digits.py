@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import trials
 from runs import replacing
-from tables import table, write
+from tables import new_figure, table, write
 from trials import COLUMNS, Data
 
 from jax_ls import calibration, plotting
@@ -173,7 +173,7 @@ def pooled(result: SweepResult, index: int, when: str) -> calibration.Reliabilit
 def draw_reliability(path: Path, result: SweepResult) -> None:
     """A column for each of three networks, as trained above and after temperature scaling below."""
     titles = [way.title for way in WAYS]
-    figure = trials.new_figure(12, 10.4)
+    figure = new_figure(12, 10.4)
     figure.get_layout_engine().set(h_pad=0.12)
     figure.suptitle("Reliability on the held-out digits, all seeds together", fontsize="medium", color="0.35")
     grid = figure.subplots(2, len(DRAWN))
@@ -189,7 +189,7 @@ def draw_penultimate(path: Path, data: Data, args: Namespace) -> None:
     ways = [way for way in WAYS if way.title in DRAWN]
     key = jax.random.key(0)
     params = jax.jit(jax.vmap(lambda point: fit(data, key, point, args.epochs)))(points(ways))
-    figure = trials.new_figure(12, 8)
+    figure = new_figure(12, 8)
     grid = figure.subplots(2, len(DRAWN))
     rng = np.random.default_rng(0)
     for column, way in enumerate(ways):

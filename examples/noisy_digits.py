@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import trials
-from tables import table, write
+from tables import new_figure, table, write
 from trials import COLUMNS, Data
 
 from jax_ls import noise
@@ -144,7 +144,7 @@ def beside_published(rows: list[dict[str, Any]]) -> str:
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Accuracy and calibration of every method, a column for each noise."""
-    figure = trials.new_figure(13.5, 7.2)
+    figure = new_figure(13.5, 7.2)
     grid = figure.subplots(2, len(NOISE), sharey=True)
     for column, rho in enumerate(NOISE):
         shown = [row for row in rows if row["noise"] == rho]

@@ -26,7 +26,7 @@ import optax
 import trials
 from flags import COUNT, OneLineParser
 from runs import make_writable
-from tables import table, write
+from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import noise
@@ -163,7 +163,7 @@ def keep(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) ->
 
 def draw(path: Path, accuracy: np.ndarray, error: np.ndarray) -> None:
     """Accuracy over (r, e), and along r for each e, with the theory's best r in both."""
-    figure = trials.new_figure(12, 4.8, dpi=100)
+    figure = new_figure(12, 4.8, dpi=100)
     heat, lines = figure.subplots(1, 2, width_ratios=(1, 1.15))
     draw_heat(figure, heat, accuracy)
     draw_lines(lines, accuracy, error)

@@ -35,7 +35,7 @@ import trials
 from diabetes import CLASSES, HIDDEN, RATE, Patients, fit, load, scores
 from flags import COUNT, OneLineParser
 from runs import make_writable
-from tables import table, write
+from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import plotting, priors
@@ -171,7 +171,7 @@ def in_words(args: Namespace) -> str:
 
 def draw(path: Path, smoothing: Sequence[float], found: Findings) -> None:
     """The targets of one prior, the RPS over ε, the gains over uniform smoothing."""
-    figure = trials.new_figure(13.5, 4.4, dpi=90)
+    figure = new_figure(13.5, 4.4, dpi=90)
     heat, lines, forest = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.1))
     prior = "Gaussian, σ = 1"
     plotting.plot_targets(PRIORS[prior], rows=range(CLASSES), ax=heat)

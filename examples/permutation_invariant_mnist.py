@@ -38,7 +38,7 @@ import trials
 from digits import Digits
 from flags import COUNT, OneLineParser
 from runs import make_writable
-from tables import table, write
+from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import penalties, priors
@@ -174,7 +174,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Test error beside the published, and calibration error before and after temperature scaling."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = trials.new_figure(11.5, 3.9, dpi=100)
+    figure = new_figure(11.5, 3.9, dpi=100)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
     height = np.arange(len(rows))
     for y, row in enumerate(rows):

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from flags import COUNT, OneLineParser
 from runs import make_writable
-from tables import table, write
+from tables import new_figure, table, write
 
 from jax_ls.preferences import bradley_terry, robust_smoothing
 
@@ -149,11 +149,7 @@ def size_markdown(results: dict[str, np.ndarray]) -> str:
 
 def draw(path: Path, results: dict[str, np.ndarray]) -> None:
     """Fitted against true rewards, the slope by the share of flips, the error by the number of comparisons."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.8), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(15, 4.8, dpi=100)
     rewards, slopes, errors = figure.subplots(1, 3)
     shown = FLIPS.index(SIZE_FLIP)
     for i, (name, colour) in enumerate(COLOURS.items()):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tables import new_figure
 
 from jax_ls import calibration, plotting
 from jax_ls.canvas import finish
@@ -74,14 +75,8 @@ def mean_prediction(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def draw(path: Path, heat: np.ndarray, words: tuple[str, str], curves: dict[str, Any], answers: dict[str, Any]) -> None:
     """`heat`, with its title and unit; `curves`: title -> metrics of each epoch; `answers`: title -> last `judge`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(
-        figsize=(15 if len(answers) <= 2 else 18, 4.7), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, wspace=0.03)
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(15 if len(answers) <= 2 else 18, 4.7, dpi=120)
+    figure.get_layout_engine().set(w_pad=0.12, wspace=0.03)
     left, loss, calibration = figure.subplots(1, 3)
     draw_matrix(left, heat, *words)
     draw_losses(loss, curves)

@@ -9,7 +9,7 @@ from runs import replacing
 
 from jax_ls.results import markdown as table
 
-__all__ = ["table", "write"]
+__all__ = ["new_figure", "table", "write"]
 
 
 def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callable[[Path], None]) -> None:
@@ -21,3 +21,13 @@ def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callabl
     with replacing(out / f"{name}.png") as temporary:
         draw(temporary)
     print(f"wrote {out}: {name}.md, {name}.json, {name}.png")
+
+
+def new_figure(width: float, height: float, dpi: int = 80) -> Any:
+    """A figure that no window system has to show."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

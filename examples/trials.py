@@ -191,16 +191,6 @@ def in_words(args: Namespace, data: Data) -> str:
     )
 
 
-def new_figure(width: float, height: float, dpi: int = 80) -> Any:
-    """A figure that no window system has to show."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def run_all(train: Callable[[jax.Array, Any], Any], points: dict[str, np.ndarray], args: Namespace) -> SweepResult:
     """Every point and seed; those that --out/runs.jsonl holds already are not trained again."""
     results = None if args.out is None else args.out / "runs.jsonl"

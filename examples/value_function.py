@@ -29,7 +29,7 @@ import optax
 from flags import COUNT, OneLineParser
 from frozen_lake import Lake, frozen_lake, returns
 from runs import make_writable
-from tables import table, write
+from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls.values import Support, expected_value, hl_gauss, two_hot
@@ -200,13 +200,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def draw(path: Path, lake: Lake, trained: dict[str, tuple[np.ndarray, np.ndarray]], steps: int) -> None:
     """Learning curves, and the values that one seed learns from noise beside the true ones."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 8), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(16, 8, dpi=90)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     curves, maps = halves
     x = np.arange(1, POINTS + 1) * (steps // POINTS)
