@@ -34,7 +34,7 @@ from tables import new_figure, table, write
 from trials import COLUMNS, Data
 
 from jax_ls import calibration, plotting
-from jax_ls.results import SweepResult
+from jax_ls.sweeps.results import SweepResult
 
 PROG = "calibration_digits.py"
 DESCRIPTION = "Train on digits, smoothed and relaxed, and calibrate (Müller et al. 2019, Lienen & Hüllermeier 2021)."

@@ -29,8 +29,8 @@ from tables import new_figure, table, write
 from trials import COLUMNS, Data
 
 from jax_ls import noise
-from jax_ls.canvas import BLUE, VERMILION
-from jax_ls.results import SweepResult
+from jax_ls.plotting._canvas import BLUE, VERMILION
+from jax_ls.sweeps.results import SweepResult
 
 PROG = "noisy_digits.py"
 DESCRIPTION = "Train on digits with wrong labels, by ten methods (Lukasik et al. 2020)."

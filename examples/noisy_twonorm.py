@@ -30,8 +30,8 @@ from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import noise
-from jax_ls.results import SweepResult
 from jax_ls.sweeps import grid
+from jax_ls.sweeps.results import SweepResult
 
 DESCRIPTION = "Train on Twonorm with wrong labels, smoothed by positive and negative amounts (Wei et al. 2022)."
 EXAMPLES = """\

@@ -39,9 +39,9 @@ from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import plotting, priors
-from jax_ls.canvas import COLOURS, MARKERS, finish
-from jax_ls.results import SweepResult
+from jax_ls.plotting._canvas import COLOURS, MARKERS, finish
 from jax_ls.sweeps import grid, sweep
+from jax_ls.sweeps.results import SweepResult
 
 NAME = "ordinal"
 DESCRIPTION = "Uniform smoothing and smoothing that knows the classes' order, on the progression of diabetes."

@@ -42,8 +42,8 @@ from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import penalties, priors
-from jax_ls.canvas import BLUE, VERMILION
-from jax_ls.results import SweepResult
+from jax_ls.plotting._canvas import BLUE, VERMILION
+from jax_ls.sweeps.results import SweepResult
 
 NAME = "permutation_invariant_mnist"
 PAPER = "Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017"

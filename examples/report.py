@@ -8,7 +8,7 @@ import numpy as np
 from tables import new_figure
 
 from jax_ls import calibration, plotting
-from jax_ls.canvas import finish
+from jax_ls.plotting._canvas import finish
 
 BINS = 15
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from runs import replacing
 
-from jax_ls.results import markdown as table
+from jax_ls.sweeps.results import markdown as table
 
 __all__ = ["new_figure", "table", "write"]
 

@@ -22,8 +22,8 @@ from runs import make_writable
 
 import jax_ls
 from jax_ls import calibration
-from jax_ls.results import SweepResult
 from jax_ls.sweeps import sweep
+from jax_ls.sweeps.results import SweepResult
 
 HIDDEN, BATCH, RATE = 128, 128, 1e-3
 NETWORK = f"{digits.SIZE**2}-{HIDDEN}-{HIDDEN}-{digits.CLASSES}"

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax_ls import checks
 from jax_ls.class_axis import ClassAxis, align, multiply
 
+__all__ = ["Restricted", "Scaled", "Sum", "Target", "Weighted", "pytree"]
+
 T = TypeVar("T")
 
 

@@ -15,6 +15,8 @@ from jax_ls.entropy import fused_cross_entropy
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth_labels
 from jax_ls.targets import as_target
 
+__all__ = ["cross_entropy", "kl_divergence", "sigmoid_cross_entropy", "smoothed_cross_entropy", "with_label_smoothing"]
+
 
 def _checked(
     logits: jax.typing.ArrayLike,

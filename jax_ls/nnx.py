@@ -15,10 +15,20 @@ from flax import nnx
 
 from jax_ls import online
 from jax_ls.adaptive import CalibrationController, CalibrationState
+from jax_ls.calibration.reliability import Reliability, reliability
+from jax_ls.calibration.scores import Mean, both, squared_error, surprise
 from jax_ls.class_axis import AxisName
-from jax_ls.reliability import Reliability, reliability
-from jax_ls.scores import Mean, both, squared_error, surprise
 from jax_ls.targets import Target
+
+__all__ = [
+    "BrierScore",
+    "CalibrationError",
+    "NegativeLogLikelihood",
+    "OnlineSmoothing",
+    "Overconfidence",
+    "SmoothingController",
+    "SmoothingState",
+]
 
 Array = jax.typing.ArrayLike
 

@@ -22,6 +22,8 @@ from jax_ls.class_axis import AxisName
 from jax_ls.predictions import is_correct
 from jax_ls.targets import Rows
 
+__all__ = ["OnlineState", "init", "next_epoch", "target", "update"]
+
 Array = jax.typing.ArrayLike
 
 

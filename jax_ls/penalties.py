@@ -19,6 +19,8 @@ from jax_ls.losses import cross_entropy
 from jax_ls.smoothing import Prior
 from jax_ls.targets import Uniform, as_target
 
+__all__ = ["conditional", "confidence_penalty", "jensen", "logit_norm", "margin", "max_suppression", "z_loss"]
+
 Array = jax.typing.ArrayLike
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, multiply
 
+__all__ = ["Reduction", "mean", "normalizer", "reduce"]
+
 Reduction = Literal["none", "sum", "mean", "sum_by_nonzero_weights"]
 
 

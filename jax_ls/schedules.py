@@ -12,6 +12,8 @@ import optax
 
 from jax_ls import checks
 
+__all__ = ["plain_then_negative", "to_zero", "two_stage", "warmup"]
+
 
 def to_zero(
     smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0, shape: Literal["linear", "cosine"] = "linear"

@@ -11,6 +11,8 @@ from jax_ls.algebra import Restricted, Target, pytree
 from jax_ls.class_axis import ClassAxis, align
 from jax_ls.targets import Dense, OneHot, Uniform, as_target
 
+__all__ = ["Prior", "Spread", "smooth", "smooth_binary_labels", "smooth_labels"]
+
 Spread = Literal["all", "others"]
 Prior = Target | jax.typing.ArrayLike
 

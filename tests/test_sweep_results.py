@@ -1,6 +1,7 @@
 """What a sweep leaves: a file to continue from, a table, and a word on what diverged or lies at the edge."""
 
 import doctest
+import importlib
 import json
 import re
 import warnings
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ls import results_file, sweeps
-from jax_ls.sweeps import grid, log_uniform, sweep
+from jax_ls import sweeps
+from jax_ls.sweeps import grid, log_uniform, storage, sweep
 
 EPSILONS = np.array([-0.2, 0.0, 0.1, 0.2, 0.5], dtype=np.float32)
 SEEDS = (3, 0, 2**32 - 1, 7)
@@ -26,7 +27,8 @@ def train(key, epsilon):
 @pytest.fixture
 def trained(monkeypatch):
     """The runs, (point, seed), that were really trained."""
-    runs, compiled = [], sweeps._compiled
+    module = importlib.import_module("jax_ls.sweeps.sweep")  # `sweeps.sweep` is the function
+    runs, compiled = [], module._compiled
 
     def spy(program, mesh):
         run = compiled(program, mesh)
@@ -38,13 +40,13 @@ def trained(monkeypatch):
 
         return record
 
-    monkeypatch.setattr(sweeps, "_compiled", spy)
+    monkeypatch.setattr(module, "_compiled", spy)
     return runs
 
 
 def interrupt(monkeypatch, after):
     """As if killed between two groups."""
-    add, calls = results_file.ResultsFile.add, []
+    add, calls = storage.ResultsFile.add, []
 
     def killed(self, runs):
         calls.append(runs)
@@ -52,7 +54,7 @@ def interrupt(monkeypatch, after):
             raise KeyboardInterrupt
         return add(self, runs)
 
-    monkeypatch.setattr(results_file.ResultsFile, "add", killed)
+    monkeypatch.setattr(storage.ResultsFile, "add", killed)
 
 
 @pytest.mark.parametrize("batch", [4, 6, None])
@@ -99,7 +101,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(monkeypatch, tmp_path):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results_file.os, "replace", full)
+    monkeypatch.setattr(storage.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         sweep(train, EPSILONS, SEEDS, batch=4, results=path)
     assert path.read_bytes() == before

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from jax_ls import mean, smoothed_cross_entropy, sweeps
+from jax_ls import mean, smoothed_cross_entropy
 from jax_ls.sweeps import grid, log_uniform, sweep
+from jax_ls.sweeps.sweep import _groups, _runs
 
 EPSILONS = np.array([-0.2, 0.0, 0.1, 0.2, 0.5], dtype=np.float32)
 SEEDS = (3, 0, 2**32 - 1, 7)
@@ -122,13 +123,13 @@ def test_whatever_mesh_the_caller_has_set(axes, kind):
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 90), st.integers(1, 8), st.sets(st.integers(0, 80)))
 def test_groups_cover_what_is_left_within_the_limit(seeds, points, limit, devices, done):
     finished = {divmod(cell, seeds) for cell in done}
-    groups = list(sweeps._groups((seeds, points), limit, devices, finished))
+    groups = list(_groups((seeds, points), limit, devices, finished))
     assert len({(rows.shape, columns.shape) for rows, columns in groups}) <= 1
     seen = set()
     for rows, columns in groups:
         assert rows.shape[0] == columns.shape[0] == devices
         assert rows.shape[1] * columns.shape[1] <= limit
-        seen |= {cell for cell, _ in sweeps._runs(rows, columns, {})}
+        seen |= {cell for cell, _ in _runs(rows, columns, {})}
     everything = {(point, seed) for point in range(points) for seed in range(seeds)}
     assert everything - finished <= seen <= everything
     if limit >= seeds * points:
@@ -161,7 +162,7 @@ def test_integers_resume_to_the_last_bit(tmp_path):
 FINGERPRINT = """
 import jax
 from jax.extend.core import ClosedJaxpr
-from jax_ls.results_file import fingerprint
+from jax_ls.sweeps.storage import fingerprint
 from jax.sharding import PartitionSpec as P
 policy = jax.checkpoint_policies.save_only_these_names("a", "b", "c", "d")
 mesh = jax.make_mesh((1, 1, 1), ("first", "second", "third"), axis_types=(jax.sharding.AxisType.Auto,) * 3)

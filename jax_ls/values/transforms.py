@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax_ls import checks
 from jax_ls.checks import as_amount
 
+__all__ = ["signed_hyperbolic", "signed_parabolic", "symexp", "symlog"]
+
 Array = jax.typing.ArrayLike
 
 

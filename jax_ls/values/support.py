@@ -12,6 +12,8 @@ from jax_ls import checks
 from jax_ls.algebra import pytree
 from jax_ls.checks import as_parameter
 
+__all__ = ["Support"]
+
 Array = jax.typing.ArrayLike
 Numbers = jax.Array | np.ndarray
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from jax_ls import checks
 
+__all__ = ["binomial", "gaussian", "geometric", "sord"]
+
 Phi = Literal["absolute", "squared"] | Callable[[jax.Array, jax.Array], jax.Array]
 
 

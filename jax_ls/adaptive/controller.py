@@ -12,6 +12,8 @@ from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName
 from jax_ls.predictions import Array, Predicted, is_correct, log_prob, one_hot
 
+__all__ = ["CalibrationController", "CalibrationState"]
+
 
 @pytree()
 @dataclass(frozen=True)

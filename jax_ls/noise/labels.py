@@ -13,6 +13,8 @@ from jax.core import Tracer
 from jax_ls import checks
 from jax_ls.class_axis import look_up
 
+__all__ = ["disturb_labels", "flip_labels", "optimal_smoothing"]
+
 
 def disturb_labels(
     key: jax.Array, labels: jax.typing.ArrayLike, rate: jax.typing.ArrayLike, *, num_classes: int

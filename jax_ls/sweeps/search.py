@@ -8,6 +8,8 @@ import numpy as np
 
 from jax_ls import checks
 
+__all__ = ["grid", "log_uniform"]
+
 Values = jax.typing.ArrayLike | Sequence[float]
 
 # Memory would not hold a table of more.

@@ -15,6 +15,8 @@ from jax_ls.class_axis import align
 from jax_ls.smoothing import smooth
 from jax_ls.targets import Dense
 
+__all__ = ["dirichlet_noise", "epsilon_greedy", "smooth_policy"]
+
 Array = jax.typing.ArrayLike
 
 

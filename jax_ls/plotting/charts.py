@@ -1,8 +1,4 @@
-"""Pictures of what smoothing does: targets, calibration, sweeps, clusters. They need the extra `jax_ls[plot]`.
-
-Each takes the axes to draw on, or makes a figure, and returns the axes: titles, limits and scales remain yours. Arrays
-are drawn as they are now, outside `jit`.
-"""
+"""Charts of targets, calibration, confidence and sweeps."""
 
 import re
 from collections.abc import Sequence
@@ -14,22 +10,14 @@ import numpy as np
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.canvas import BLUE, COLOURS, MARKERS, PALE, VERMILION, finish, new_axes, numbers
-from jax_ls.penultimate import penultimate_projection, plot_penultimate
-from jax_ls.reliability import Reliability
+from jax_ls.calibration.reliability import Reliability
+from jax_ls.plotting._canvas import BLUE, COLOURS, MARKERS, PALE, VERMILION, finish, new_axes, numbers
 from jax_ls.targets import as_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "penultimate_projection",
-    "plot_confidence",
-    "plot_penultimate",
-    "plot_reliability",
-    "plot_sweep",
-    "plot_targets",
-]
+__all__ = ["plot_confidence", "plot_reliability", "plot_sweep", "plot_targets"]
 
 Array = jax.typing.ArrayLike
 

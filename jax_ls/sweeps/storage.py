@@ -16,7 +16,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 
 from jax_ls import checks
-from jax_ls.results import Metrics, shortest
+from jax_ls.sweeps.results import Metrics, shortest
+
+__all__ = ["ResultsFile", "fingerprint"]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""(hidden, kernel, q) -> loss, without ever holding the logits. How: see `jax_ls.chunks`."""
+"""(hidden, kernel, q) -> loss, without ever holding the logits. How: see `jax_ls.linear._token_chunks`."""
 
 import functools
 import math
@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jax_ls import checks, chunks
+from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName
+from jax_ls.linear import _token_chunks as chunks
 from jax_ls.losses import cross_entropy
 from jax_ls.reductions import Reduction, normalizer
 from jax_ls.smoothing import Prior, Spread, smooth
 from jax_ls.targets import as_target
+
+__all__ = ["chunked_loss", "linear_cross_entropy"]
 
 Array = jax.typing.ArrayLike
 

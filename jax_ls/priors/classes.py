@@ -1,9 +1,4 @@
-"""u: where the smoothed mass goes. Each function gives what the `prior` argument of `smooth` and the losses takes.
-
-One vector (K,) for all labels: `unigram`. A table (K, K), made once, whose row y is the u of label y, for
-`prior=Rows(table, labels)`: `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`, `geometric`. A `Target` of its
-own for each example: `neighbors`, `spatial`, `teacher`, `mix`.
-"""
+"""u for classes as they are counted, compared or grouped in a tree; a teacher's u; mixtures of targets."""
 
 from typing import Any, Literal
 
@@ -14,24 +9,9 @@ from jax.core import Tracer
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.neighborhoods import neighbors, spatial
-from jax_ls.ordinal import binomial, gaussian, geometric, sord
 from jax_ls.targets import Dense, as_target
 
-__all__ = [
-    "binomial",
-    "gaussian",
-    "geometric",
-    "hierarchy",
-    "mix",
-    "neighbors",
-    "similarity",
-    "sord",
-    "spatial",
-    "teacher",
-    "tree_distances",
-    "unigram",
-]
+__all__ = ["hierarchy", "mix", "similarity", "teacher", "tree_distances", "unigram"]
 
 
 def unigram(

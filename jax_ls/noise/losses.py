@@ -1,7 +1,4 @@
-"""Losses that correct for wrong labels, and the labels themselves: see `jax_ls.label_noise` for how noise is told.
-
-All are `cross_entropy`: of another target, or a function of −log p_y, so that what holds for it holds here.
-"""
+"""Losses that correct for wrong labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,20 +11,12 @@ from jax_ls import checks
 from jax_ls.algebra import Target, pytree
 from jax_ls.beliefs import Belief, Likeliest
 from jax_ls.class_axis import AxisName, ClassAxis, look_up, saved
-from jax_ls.label_noise import as_matrix, as_rate, disturb_labels, flip_labels, is_matrix, optimal_smoothing
 from jax_ls.losses import cross_entropy
+from jax_ls.noise.labels import as_matrix, as_rate, is_matrix
 from jax_ls.smoothing import smooth
 from jax_ls.targets import OneHot, Rows
 
-__all__ = [
-    "backward_correction",
-    "bootstrap",
-    "disturb_labels",
-    "flip_labels",
-    "forward_correction",
-    "label_relaxation",
-    "optimal_smoothing",
-]
+__all__ = ["backward_correction", "bootstrap", "forward_correction", "label_relaxation"]
 
 
 def forward_correction(

@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_ls import checks
 from jax_ls.targets import Sparse
 
+__all__ = ["neighbors", "spatial"]
+
 
 def neighbors(
     labels: jax.typing.ArrayLike,

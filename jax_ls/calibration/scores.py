@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ls import checks
+from jax_ls.calibration.reliability import Array, as_examples, as_logits, ratio, total
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.losses import cross_entropy
-from jax_ls.reliability import Array, as_examples, as_logits, ratio, total
 from jax_ls.targets import OneHot
 
 __all__ = ["Mean", "brier_score", "negative_log_likelihood", "squared_error"]

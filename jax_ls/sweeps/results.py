@@ -10,6 +10,8 @@ import numpy as np
 
 from jax_ls import checks
 
+__all__ = ["SweepResult"]
+
 Metrics = Mapping[str, np.ndarray]
 
 

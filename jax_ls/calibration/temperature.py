@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jax_ls import checks
+from jax_ls.calibration.reliability import Array, as_examples, total
 from jax_ls.class_axis import AxisName, ClassAxis, flat, is_split, saved
-from jax_ls.reliability import Array, as_examples, total
+
+__all__ = ["fit_temperature"]
 
 MAX_STEPS = 30
 

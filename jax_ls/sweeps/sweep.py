@@ -1,4 +1,4 @@
-"""Many ε, many seeds, one compiled program."""
+"""`sweep`: every ε and every seed in one compiled program."""
 
 import contextlib
 import functools
@@ -19,11 +19,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_ls import checks
-from jax_ls.results import Metrics, SweepResult
-from jax_ls.results_file import ResultsFile, fingerprint
-from jax_ls.search import Values, as_points, as_seeds, grid, log_uniform
+from jax_ls.sweeps.results import Metrics, SweepResult
+from jax_ls.sweeps.search import Values, as_points, as_seeds
+from jax_ls.sweeps.storage import ResultsFile, fingerprint
 
-__all__ = ["SweepResult", "grid", "log_uniform", "sweep"]
+__all__ = ["sweep"]
 
 Train = Callable[[jax.Array, Any], Any]
 

@@ -1,8 +1,4 @@
-"""Reinforcement learning: a scalar return -> q over bins, and back. The loss is `cross_entropy(logits, q)`.
-
-A `Support` has atoms, the values that bins stand for, and edges, where one bin ends and the next begins. `two_hot` and
-`categorical_projection` share mass among atoms, `hl_gauss` among bins, and `expected_value` reads all three by atoms.
-"""
+"""Returns -> q over bins by `hl_gauss`, `two_hot` and `categorical_projection`, and back by `expected_value`."""
 
 import functools
 import math
@@ -14,21 +10,10 @@ from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.checks import as_positive
 from jax_ls.class_axis import align, saved
-from jax_ls.support import Support, as_count, as_support
 from jax_ls.targets import Dense, Sparse
-from jax_ls.transforms import signed_hyperbolic, signed_parabolic, symexp, symlog
+from jax_ls.values.support import Support, as_count, as_support
 
-__all__ = [
-    "Support",
-    "categorical_projection",
-    "expected_value",
-    "hl_gauss",
-    "signed_hyperbolic",
-    "signed_parabolic",
-    "symexp",
-    "symlog",
-    "two_hot",
-]
+__all__ = ["categorical_projection", "expected_value", "hl_gauss", "two_hot"]
 
 Array = jax.typing.ArrayLike
 

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from jax_ls import checks
-from jax_ls.canvas import COLOURS, MARKERS, finish, new_axes, numbers
+from jax_ls.plotting._canvas import COLOURS, MARKERS, finish, new_axes, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+__all__ = ["penultimate_projection", "plot_penultimate"]
 
 Array = jax.typing.ArrayLike
 

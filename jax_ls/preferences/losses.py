@@ -1,9 +1,4 @@
-"""Reinforcement learning from comparisons: which of two answers is better, when some of the comparisons are wrong.
-
-A comparison is a binary label, and each loss here is `sigmoid_cross_entropy` of a difference of rewards. With ε as the
-share of flipped pairs, smoothing by ε makes it conservative, and by −ε/(1−2ε) unbiased. Policies are in
-`jax_ls.policies`, and in reach from here.
-"""
+"""Losses of pairs of answers: Bradley-Terry and direct preference optimisation."""
 
 from typing import NamedTuple
 
@@ -13,21 +8,10 @@ import jax.numpy as jnp
 from jax_ls import checks
 from jax_ls.checks import as_parameter, as_positive
 from jax_ls.class_axis import AxisName
-from jax_ls.linear import linear_cross_entropy
+from jax_ls.linear.output_layer import linear_cross_entropy
 from jax_ls.losses import cross_entropy, sigmoid_cross_entropy
-from jax_ls.policies import dirichlet_noise, epsilon_greedy, smooth_policy
 
-__all__ = [
-    "Preference",
-    "bradley_terry",
-    "dirichlet_noise",
-    "dpo",
-    "epsilon_greedy",
-    "robust_dpo",
-    "robust_smoothing",
-    "sequence_log_probability",
-    "smooth_policy",
-]
+__all__ = ["Preference", "bradley_terry", "dpo", "robust_dpo", "robust_smoothing", "sequence_log_probability"]
 
 Array = jax.typing.ArrayLike
 

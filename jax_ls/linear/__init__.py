@@ -1,0 +1,5 @@
+"""(hidden, kernel, q) -> loss, without ever holding the logits. How: see `_token_chunks.py`."""
+
+from jax_ls.linear.output_layer import chunked_loss, linear_cross_entropy
+
+__all__ = ["chunked_loss", "linear_cross_entropy"]

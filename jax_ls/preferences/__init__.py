@@ -1,0 +1,28 @@
+"""Reinforcement learning from comparisons: which of two answers is better, when some of the comparisons are wrong.
+
+A comparison is a binary label, and each loss here is `sigmoid_cross_entropy` of a difference of rewards. With ε as the
+share of flipped pairs, smoothing by ε makes it conservative, and by −ε/(1−2ε) unbiased. Policies are in
+`policies.py`.
+"""
+
+from jax_ls.preferences.losses import (
+    Preference,
+    bradley_terry,
+    dpo,
+    robust_dpo,
+    robust_smoothing,
+    sequence_log_probability,
+)
+from jax_ls.preferences.policies import dirichlet_noise, epsilon_greedy, smooth_policy
+
+__all__ = [
+    "Preference",
+    "bradley_terry",
+    "dirichlet_noise",
+    "dpo",
+    "epsilon_greedy",
+    "robust_dpo",
+    "robust_smoothing",
+    "sequence_log_probability",
+    "smooth_policy",
+]

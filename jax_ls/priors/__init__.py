@@ -1,0 +1,25 @@
+"""u: where the smoothed mass goes. Each function gives what the `prior` argument of `smooth` and the losses takes.
+
+One vector (K,) for all labels: `unigram`. A table (K, K), made once, whose row y is the u of label y, for
+`prior=Rows(table, labels)`: `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`, `geometric`. A `Target` of its
+own for each example: `neighbors`, `spatial`, `teacher`, `mix`.
+"""
+
+from jax_ls.priors.classes import hierarchy, mix, similarity, teacher, tree_distances, unigram
+from jax_ls.priors.neighborhoods import neighbors, spatial
+from jax_ls.priors.ordinal import binomial, gaussian, geometric, sord
+
+__all__ = [
+    "binomial",
+    "gaussian",
+    "geometric",
+    "hierarchy",
+    "mix",
+    "neighbors",
+    "similarity",
+    "sord",
+    "spatial",
+    "teacher",
+    "tree_distances",
+    "unigram",
+]
