@@ -104,8 +104,8 @@ class Devices:
                 bias=bias,
                 smoothing=smoothing,
                 weights=weights,
-                axis_name="model",
-                token_axis_name="data",
+                class_axis_name="model",
+                batch_axis_name="data",
                 **words,
             )
 

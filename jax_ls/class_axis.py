@@ -70,7 +70,7 @@ class ClassAxis:
       rows: boolean (*batch,), the examples that count; in others no label is amiss.
       weights: (K,) or (*batch, K), the weight of each class.
       offset: (*batch,), subtracted from the values before they are summed.
-      axis_name: mesh axis that the classes are split over, inside `jax.shard_map`.
+      class_axis_name: mesh axis that the classes are split over, inside `jax.shard_map`.
     """
 
     size: int | None = None
@@ -78,7 +78,7 @@ class ClassAxis:
     rows: jax.Array | None = None
     weights: jax.Array | None = None
     offset: jax.Array | None = None
-    axis_name: AxisName | None = None
+    class_axis_name: AxisName | None = None
 
     def restricted(self, where: jax.Array) -> Self:
         """The same axis with only the classes that `where` keeps too."""
@@ -101,22 +101,22 @@ class ClassAxis:
     @property
     def num_devices(self) -> int:
         """How many devices the classes are split over."""
-        return 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        return 1 if self.class_axis_name is None else jax.lax.axis_size(self.class_axis_name)
 
     @property
     def start(self) -> jax.Array | int:
         """The first class that this device holds."""
-        if self.axis_name is None or self.size is None:
+        if self.class_axis_name is None or self.size is None:
             return 0
-        return self.size * jax.lax.axis_index(self.axis_name)
+        return self.size * jax.lax.axis_index(self.class_axis_name)
 
     def psum(self, x: jax.Array) -> jax.Array:
-        return x if self.axis_name is None else jax.lax.psum(x, self.axis_name)
+        return x if self.class_axis_name is None else jax.lax.psum(x, self.class_axis_name)
 
     def max(self, values: jax.Array) -> jax.Array:
         """max_k v_k over all devices, as a constant for differentiation."""
         top = jax.lax.stop_gradient(jnp.max(values, axis=-1, initial=-jnp.inf))
-        return top if self.axis_name is None else jax.lax.pmax(top, self.axis_name)
+        return top if self.class_axis_name is None else jax.lax.pmax(top, self.class_axis_name)
 
     def first(self, values: jax.Array, top: jax.Array) -> jax.Array:
         """The first class whose value is max_k v_k = `top`, (*batch,), as a real number; NaN where `top` is not finite.
@@ -231,14 +231,14 @@ def flat(x: jax.Array) -> jax.Array:
     return everywhere(x).reshape(-1)
 
 
-def gathered(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+def gathered(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:
     """(*batch,) as (N,), of all devices."""
     x = flat(x)
-    if axis_name is None:
+    if batch_axis_name is None:
         return x
     # As a sum: only of sums does `jax.shard_map` know that they are the same on all devices, and `jax.vmap` what to do.
-    slots = jnp.zeros((jax.lax.axis_size(axis_name), x.size), x.dtype)
-    return jax.lax.psum(slots.at[jax.lax.axis_index(axis_name)].set(x), axis_name).reshape(-1)
+    slots = jnp.zeros((jax.lax.axis_size(batch_axis_name), x.size), x.dtype)
+    return jax.lax.psum(slots.at[jax.lax.axis_index(batch_axis_name)].set(x), batch_axis_name).reshape(-1)
 
 
 def with_whole_rows(values: jax.Array) -> jax.Array:

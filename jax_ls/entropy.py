@@ -21,7 +21,7 @@ def fused_cross_entropy(
     class_where: jax.Array | None,
     class_weights: jax.Array | None,
     z_loss: jax.Array | None,
-    axis_name: AxisName | None,
+    class_axis_name: AxisName | None,
     relative: bool,
 ) -> jax.Array:
     """M · lse − ⟨q, z⟩ [− H(q) if relative] + z_loss · lse², classes last.
@@ -35,7 +35,7 @@ def fused_cross_entropy(
         z = jnp.where(align(class_where, z.ndim), z, -jnp.inf)
     if where is not None:
         z, target = jnp.where(where[..., None], z, 0), target.counted(where)
-    axis = ClassAxis(z.shape[-1], where=class_where, rows=where, axis_name=axis_name)
+    axis = ClassAxis(z.shape[-1], where=class_where, rows=where, class_axis_name=class_axis_name)
     top = axis.max(z)
     top = saved(jnp.where(jnp.isfinite(top), top, 0))
     total = saved(axis.psum(jnp.sum(jnp.exp(z - top[..., None]), axis=-1)))

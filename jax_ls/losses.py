@@ -26,7 +26,7 @@ def _checked(
     class_weights: jax.typing.ArrayLike | None,
     z_loss: jax.typing.ArrayLike,
     axis: int,
-    axis_name: AxisName | None,
+    class_axis_name: AxisName | None,
     *,
     relative: bool = False,
 ) -> jax.Array:
@@ -51,7 +51,9 @@ def _checked(
     penalty = None if isinstance(z_loss, int | float) and z_loss == 0 else checks.as_weight("z_loss", z_loss)
     if penalty is not None:
         checks.assert_shape("z_loss", penalty, [(), z.shape[:-1]], f"() or {z.shape[:-1]}, the shape of the batch")
-    return fused_cross_entropy(z, as_target(target), where, class_where, class_weights, penalty, axis_name, relative)
+    return fused_cross_entropy(
+        z, as_target(target), where, class_where, class_weights, penalty, class_axis_name, relative
+    )
 
 
 def cross_entropy(
@@ -63,7 +65,7 @@ def cross_entropy(
     class_weights: jax.typing.ArrayLike | None = None,
     z_loss: jax.typing.ArrayLike = 0.0,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Cross-entropy of any target, without writing it out: M · lse(z) − ⟨q, z⟩ with M = Σ_k q_k.
 
@@ -75,7 +77,7 @@ def cross_entropy(
       class_weights: (K,), multiplies q_k; a mean over Σ w_y is `mean(losses, denominator=w[y].sum())`.
       z_loss: weight of lse(z)², which keeps the logits near 0.
       axis: the class axis of the logits, and of arrays in their shape.
-      axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global, arrays over
+      class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global, arrays over
         classes come as the local slice.
 
     Returns:
@@ -93,7 +95,7 @@ def cross_entropy(
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016; z-loss: Chowdhery et al., PaLM, 2022.
     """
-    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, axis_name)
+    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, class_axis_name)
 
 
 def kl_divergence(
@@ -105,14 +107,14 @@ def kl_divergence(
     class_weights: jax.typing.ArrayLike | None = None,
     z_loss: jax.typing.ArrayLike = 0.0,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Cross-entropy less the entropy of the target, CE(z, q) − H(q): a perfect model reads 0.
 
     The gradient in the logits is that of `cross_entropy`. T5X and the Annotated Transformer report this number.
 
     Args:
-      logits, target, where, class_where, class_weights, z_loss, axis, axis_name: as in `cross_entropy`.
+      logits, target, where, class_where, class_weights, z_loss, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider; NaN where q has negative entries, which have no entropy.
@@ -128,7 +130,7 @@ def kl_divergence(
     References:
       Raffel et al., T5, 2020; Rush, The Annotated Transformer, 2018.
     """
-    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, axis_name, relative=True)
+    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, class_axis_name, relative=True)
 
 
 def smoothed_cross_entropy(
@@ -144,7 +146,7 @@ def smoothed_cross_entropy(
     class_weights: jax.typing.ArrayLike | None = None,
     z_loss: jax.typing.ArrayLike = 0.0,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Cross-entropy with label smoothing: `cross_entropy(logits, smooth(labels, smoothing))`.
 
@@ -156,7 +158,7 @@ def smoothed_cross_entropy(
       smoothing: ε, () or (*batch,); any sign, may be traced.
       prior, spread: where ε goes, as in `smooth`; a prior comes with its classes last.
       ignore_index: a label whose examples do not count, as if `where` left them out.
-      class_where, where, class_weights, z_loss, axis, axis_name: as in `cross_entropy`.
+      class_where, where, class_weights, z_loss, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider; NaN for a label that names no class.
@@ -193,7 +195,7 @@ def smoothed_cross_entropy(
         class_where = jnp.moveaxis(jnp.asarray(class_where), axis, -1)
     # A uniform prior takes its classes from the loss.
     target = smooth(y, smoothing, prior=prior, spread=spread, class_where=None if prior is None else class_where)
-    return _checked(z, target, where, class_where, class_weights, z_loss, -1, axis_name)
+    return _checked(z, target, where, class_where, class_weights, z_loss, -1, class_axis_name)
 
 
 def sigmoid_cross_entropy(

@@ -89,10 +89,10 @@ class OnlineSmoothing(nnx.Module):
         return online.target(self.state, labels)
 
     def update(
-        self, logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+        self, logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
     ) -> None:
         """As `jax_ls.online.update`, in place."""
-        self._set(online.update(self.state, logits, labels, where=where, axis_name=axis_name))
+        self._set(online.update(self.state, logits, labels, where=where, batch_axis_name=batch_axis_name))
 
     def next_epoch(self) -> None:
         """As `jax_ls.online.next_epoch`, in place."""
@@ -133,10 +133,15 @@ class SmoothingController(nnx.Module):
         where: Array | None = None,
         class_where: Array | None = None,
         axis: int = -1,
-        axis_name: AxisName | None = None,
+        batch_axis_name: AxisName | None = None,
     ) -> None:
         """As `CalibrationController.update`, in place."""
-        options: dict[str, Any] = {"where": where, "class_where": class_where, "axis": axis, "axis_name": axis_name}
+        options: dict[str, Any] = {
+            "where": where,
+            "class_where": class_where,
+            "axis": axis,
+            "batch_axis_name": batch_axis_name,
+        }
         state = CalibrationState(self.smoothing[...], self.gap[...])
         state = self.controller.update(state, logits, labels, **options)
         self.smoothing[...], self.gap[...] = state.smoothing, state.gap
@@ -176,7 +181,7 @@ class _Score(nnx.Metric):
         labels: Array,
         where: Array | None = None,
         mask: Array | None = None,
-        axis_name: AxisName | None = None,
+        batch_axis_name: AxisName | None = None,
         **_: Any,
     ) -> None:
         """Adds a batch.
@@ -185,10 +190,9 @@ class _Score(nnx.Metric):
           logits, labels: z (*batch, K) and integers (*batch,).
           where: boolean (*batch,), the examples that count.
           mask: the same as Flax calls it, numbers too; where both are given, both must hold.
-          axis_name: mesh axes that the examples are split over, inside `jax.shard_map`.
+          batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`.
         """
-        batch = self._measure(logits, labels, both(where, mask, labels))
-        batch = batch if axis_name is None else batch.psum(axis_name)
+        batch = self._measure(logits, labels, both(where, mask, labels)).psum(batch_axis_name)
         held = self.sums
         batch = jax.tree.map(lambda x, like: x.astype(like.dtype), batch, held)
         before = getattr(held, self.running)

@@ -20,6 +20,7 @@ from jax_ls import checks
 from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName
 from jax_ls.predictions import is_correct
+from jax_ls.reductions import sum_over_devices
 from jax_ls.targets import Rows
 
 __all__ = ["OnlineState", "init", "next_epoch", "target", "update"]
@@ -102,7 +103,7 @@ def update(
     labels: Array,
     *,
     where: Array | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> OnlineState:
     """The state after one more batch, of which only correct predictions count, argmax p = y.
 
@@ -114,8 +115,8 @@ def update(
       logits: z, real numbers (*batch, K); constants for differentiation.
       labels: y, integers (*batch,). One that names no class is never correct.
       where: boolean (*batch,), the examples that count.
-      axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`; the state is then the same
-        on all devices.
+      batch_axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`; the state is then the
+        same on all devices.
 
     Returns:
       An `OnlineState`.
@@ -145,8 +146,7 @@ def update(
     rows = jnp.where(right, y, z.shape[-1])
     sums = _add_rows(state.matrix, rows, p)
     counts = _add_rows(jnp.zeros(z.shape[-1], jnp.int32), rows, right.astype(jnp.int32))
-    if axis_name is not None:
-        sums, counts = jax.lax.psum((sums, counts), axis_name)
+    sums, counts = sum_over_devices((sums, counts), batch_axis_name)
     if state.sums is not None and state.counts is not None:
         return replace(state, sums=state.sums + sums, counts=state.counts + counts)
     rho = checks.as_weight("decay", state.decay).astype(sums.dtype)

@@ -32,7 +32,7 @@ def confidence_penalty(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Low entropy costs: −β H(p), or β max(0, Γ − H(p)), which leaves predictions of entropy above Γ alone.
 
@@ -40,7 +40,7 @@ def confidence_penalty(
       logits: z, real numbers with K classes on `axis`.
       beta: β, () or (*batch,).
       threshold: Γ, () or (*batch,).
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider.
@@ -56,7 +56,9 @@ def confidence_penalty(
     References:
       Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017.
     """
-    entropy = cross_entropy(logits, Belief(), where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    entropy = cross_entropy(
+        logits, Belief(), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
     weight = _parameter("beta", beta, entropy, where)
     if threshold is None:
         return -weight * entropy
@@ -72,7 +74,7 @@ def jensen(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Generalised entropy regularisation: the skew Jensen divergence of p and a prior u, between two known penalties.
 
@@ -84,7 +86,7 @@ def jensen(
       alpha: α, () or (*batch,), in [0, 1], NaN for an example whose traced α is not; its own derivative is exact in
         between.
       prior: u, (K,) or (*batch, K) or a `Target`, classes last; uniform if None.
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider, 0 where p is u.
@@ -110,7 +112,9 @@ def jensen(
         exists = jnp.asarray(class_where)
         u = Restricted(u, jnp.moveaxis(exists, axis, -1) if exists.ndim == jnp.ndim(logits) else exists)
     target = Jensen(jnp.where(fits, skew, jnp.nan), u)
-    return cross_entropy(logits, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(
+        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
 
 
 def max_suppression(
@@ -119,7 +123,7 @@ def max_suppression(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """max_k z_k − mean_k z_k: label smoothing's term with the largest logit where that has the label's.
 
@@ -128,7 +132,7 @@ def max_suppression(
 
     Args:
       logits: z, real numbers with K classes on `axis`.
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider.
@@ -145,7 +149,9 @@ def max_suppression(
       Zhou et al., MaxSup: Overcoming Representation Collapse in Label Smoothing, 2025.
     """
     target = Uniform() + -1.0 * Likeliest()
-    return cross_entropy(logits, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(
+        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
 
 
 def margin(
@@ -155,14 +161,14 @@ def margin(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Logits further than m below the largest cost: mean_k max(0, max z − z_k − m). Margin-based label smoothing.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
       margin: m, () or (*batch,).
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider; the paper weighs them with 0.1.
@@ -179,7 +185,9 @@ def margin(
       Liu et al., The Devil is in the Margin: Margin-based Label Smoothing for Network Calibration, 2022.
     """
     target = Beneath(checks.as_weight("margin", margin))
-    return cross_entropy(logits, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(
+        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
 
 
 def conditional(
@@ -191,7 +199,7 @@ def conditional(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Adaptive and conditional smoothing: the largest logit pushed below m, the others to within m of it.
 
@@ -202,7 +210,7 @@ def conditional(
       logits: z, real numbers with K classes on `axis`.
       margin: m ≥ 0, () or (*batch,).
       over, under: λ₁ and λ₂, () or (*batch,).
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider; the paper weighs them with 0.1.
@@ -221,7 +229,9 @@ def conditional(
     target = Conditional(
         checks.as_weight("margin", margin), checks.as_weight("over", over), checks.as_weight("under", under)
     )
-    return cross_entropy(logits, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(
+        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
 
 
 def logit_norm(
@@ -230,13 +240,13 @@ def logit_norm(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """½ ‖z‖², over the classes that exist. Not the LogitNorm loss (Wei et al. 2022), which divides z by its norm.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider.
@@ -252,7 +262,9 @@ def logit_norm(
     References:
       Kornblith et al., Why Do Better Loss Functions Lead to Less Transferable Features?, 2021 (logit penalty).
     """
-    return cross_entropy(logits, Square(), where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(
+        logits, Square(), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
 
 
 def z_loss(
@@ -261,13 +273,13 @@ def z_loss(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """lse(z)²: keeps the normaliser near 1. The `z_loss` of the losses, as a term of its own.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Penalties (*batch,) in float32 or wider; PaLM weighs them with 1e-4.
@@ -285,7 +297,7 @@ def z_loss(
     """
     nothing = 0.0 * Uniform()
     return cross_entropy(
-        logits, nothing, where=where, class_where=class_where, z_loss=1.0, axis=axis, axis_name=axis_name
+        logits, nothing, where=where, class_where=class_where, z_loss=1.0, axis=axis, class_axis_name=class_axis_name
     )
 
 

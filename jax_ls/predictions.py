@@ -59,11 +59,13 @@ def log_prob(
     where: Array | None,
     class_where: Array | None,
     axis: int,
-    axis_name: AxisName | None,
+    class_axis_name: AxisName | None,
 ) -> jax.Array:
     """log p of what the target names, as a constant; 0 where examples do not count."""
     # The gradient is cut here and not at the logits: only then does XLA see the very operations of the loss.
-    loss = cross_entropy(logits, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    loss = cross_entropy(
+        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
     return -jax.lax.stop_gradient(loss)
 
 

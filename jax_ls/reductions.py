@@ -1,6 +1,6 @@
 """The loss of each example -> one number, over devices and accumulation steps too."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, multiply
 
-__all__ = ["Reduction", "mean", "normalizer", "reduce"]
+__all__ = ["Reduction", "mean", "normalizer", "reduce", "sum_over_devices"]
 
 Reduction = Literal["none", "sum", "mean", "sum_by_nonzero_weights"]
 
@@ -18,7 +18,7 @@ def mean(
     weights: jax.typing.ArrayLike | None = None,
     *,
     denominator: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Weighted mean, Σ w · loss / Σ w; 0 where no weight is left.
 
@@ -30,7 +30,7 @@ def mean(
       losses: any shape.
       weights: broadcastable to the losses: a mask, or the weight of each example; 1 if None.
       denominator: what to divide by instead of Σ w: () and positive.
-      axis_name: mesh axes to sum over, inside `jax.shard_map`: the mean is then that of all devices.
+      batch_axis_name: mesh axes to sum over, inside `jax.shard_map`: the mean is then that of all devices.
 
     Returns:
       A number.
@@ -45,7 +45,7 @@ def mean(
       >>> (mean(batch[:1], denominator=3) + mean(batch[1:], denominator=3)).tolist()
       3.0
     """
-    return reduce(losses, "mean", weights=weights, denominator=denominator, axis_name=axis_name)
+    return reduce(losses, "mean", weights=weights, denominator=denominator, batch_axis_name=batch_axis_name)
 
 
 def reduce(
@@ -54,7 +54,7 @@ def reduce(
     *,
     weights: jax.typing.ArrayLike | None = None,
     denominator: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Losses as one number, or weighted one by one.
 
@@ -64,7 +64,7 @@ def reduce(
     Args:
       losses: any shape.
       reduction: one of the four words.
-      weights, denominator, axis_name: as in `mean`; a denominator goes with "mean" alone.
+      weights, denominator, batch_axis_name: as in `mean`; a denominator goes with "mean" alone.
 
     Returns:
       A number; with "none", an array in the shape of the losses.
@@ -79,9 +79,9 @@ def reduce(
     """
     loss = checks.as_weight("losses", losses)
     w = jnp.ones_like(loss) if weights is None else checks.as_broadcast("weights", weights, loss)
-    count = normalizer(w, reduction, denominator=denominator, axis_name=axis_name)
+    count = normalizer(w, reduction, denominator=denominator, batch_axis_name=batch_axis_name)
     weighted = multiply(w, loss)
-    return weighted if reduction == "none" else _sum(weighted, axis_name) / count
+    return weighted if reduction == "none" else _sum(weighted, batch_axis_name) / count
 
 
 def normalizer(
@@ -89,7 +89,7 @@ def normalizer(
     reduction: Reduction,
     *,
     denominator: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """What Σ w · loss is divided by: 1 where nothing is to be, or where the divisor would be 0."""
     checks.check_option("reduction", reduction, ("none", "sum", "mean", "sum_by_nonzero_weights"))
@@ -99,14 +99,18 @@ def normalizer(
             raise ValueError(f'denominator: expected None with reduction "{reduction}", got {denominator!r}')
         count = checks.as_broadcast("denominator", denominator, one)
     elif reduction == "mean":
-        count = _sum(weights, axis_name)
+        count = _sum(weights, batch_axis_name)
     elif reduction == "sum_by_nonzero_weights":
-        count = _sum((weights != 0).astype(weights.dtype), axis_name)
+        count = _sum((weights != 0).astype(weights.dtype), batch_axis_name)
     else:
         return one
     return jnp.where(count == 0, 1, count)
 
 
-def _sum(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    total = jnp.sum(x)
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
+def sum_over_devices(x: Any, batch_axis_name: AxisName | None) -> Any:
+    """Sums each array of a tree over the mesh axes that the examples are split over; None: as it is."""
+    return x if batch_axis_name is None else jax.lax.psum(x, batch_axis_name)
+
+
+def _sum(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:
+    return sum_over_devices(jnp.sum(x), batch_axis_name)

@@ -29,7 +29,7 @@ WHERE = np.array([True, False, True, True, False])
 GAMMA = np.array([0.0, 0.5, 1.0, 2.0, 3.0], np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "axis", "axis_name"))
+@functools.partial(jax.jit, static_argnames=("name", "axis", "class_axis_name"))
 def rule(logits, labels, smoothing, *, name, axis=-1, **options):
     arguments = (logits, smoothing) if name == "entropy" else (logits, labels, smoothing)
     return getattr(adaptive, name)(*arguments, axis=axis, **options)
@@ -215,7 +215,7 @@ def test_classes_split_over_devices(name):
         placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip((z, y, exists), specs, strict=True)]
         with jax.set_mesh(mesh):
             cases.assert_close(jax.jit(on_mesh)(*placed), expected)
-            inside = functools.partial(on_mesh, axis_name="model")
+            inside = functools.partial(on_mesh, class_axis_name="model")
             mapped = jax.shard_map(inside, in_specs=specs, out_specs=P("data"))
             cases.assert_close(jax.jit(mapped)(*placed), expected)
 

@@ -114,7 +114,7 @@ def test_eight_devices_are_one(name, options):
     where = jnp.arange(N) % 5 != 2
 
     def measure(z, y, w):
-        return getattr(calibration, name)(z, y, where=w, axis_name="data", **options)
+        return getattr(calibration, name)(z, y, where=w, batch_axis_name="data", **options)
 
     split = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P()))
     close(split(LOGITS, LABELS, where), JITTED[name](LOGITS, LABELS, where=where, **options))
@@ -145,7 +145,9 @@ def test_an_explicit_mesh_needs_no_jit(measure):
 
 def test_a_vmapped_axis_may_hold_the_examples():
     parts = LOGITS.reshape(8, -1, K), LABELS.reshape(8, -1)
-    split = jax.vmap(lambda z, y: calibration.area_under_risk_coverage(z, y, axis_name="i"), axis_name="i")(*parts)
+    split = jax.vmap(lambda z, y: calibration.area_under_risk_coverage(z, y, batch_axis_name="i"), axis_name="i")(
+        *parts
+    )
     close(split, JITTED["area_under_risk_coverage"](LOGITS, LABELS))
 
 

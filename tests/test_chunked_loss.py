@@ -190,8 +190,8 @@ BAD = {
     "reduction": ({"reduction": "avg"}, "reduction"),
     "denominator": ({"reduction": "sum", "denominator": 3.0}, "denominator"),
     "spread": ({"spread": "some", "smoothing": 0.1}, "spread"),
-    "axis_name": ({"axis_name": "no such axis"}, "no such axis"),
-    "token_axis_name": ({"token_axis_name": "no such axis"}, "no such axis"),
+    "class_axis_name": ({"class_axis_name": "no such axis"}, "no such axis"),
+    "batch_axis_name": ({"batch_axis_name": "no such axis"}, "no such axis"),
 }
 
 

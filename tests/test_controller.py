@@ -178,8 +178,8 @@ def test_predictions_are_constants():
 def test_devices_that_split_the_batch_agree(mode):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(mode,))
 
-    def step(state, z, y, w, axis_name=None):
-        return CONTROLLER.update(state, z, y, where=w, axis_name=axis_name)
+    def step(state, z, y, w, batch_axis_name=None):
+        return CONTROLLER.update(state, z, y, where=w, batch_axis_name=batch_axis_name)
 
     specs = P(), P("data"), P("data"), P("data")
     state = CalibrationState(jnp.array(0.1), jnp.array(0.05))
@@ -187,7 +187,7 @@ def test_devices_that_split_the_batch_agree(mode):
     expected = update(state, *batch[:2], where=batch[2])
     placed = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in batch]
     with jax.set_mesh(mesh):
-        mapped = jax.shard_map(functools.partial(step, axis_name="data"), in_specs=specs, out_specs=P())
+        mapped = jax.shard_map(functools.partial(step, batch_axis_name="data"), in_specs=specs, out_specs=P())
         for f in (step, mapped):
             given = jax.device_put(jax.tree.map(jnp.copy, state), NamedSharding(mesh, P()))
             found = jax.jit(f, donate_argnums=0)(given, *placed)

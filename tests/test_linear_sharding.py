@@ -116,7 +116,7 @@ def test_jit(layout, kind):
 def test_shard_map(layout, inside):
     tokens, classes = LAYOUTS[layout]
     where = parted(specs(layout))
-    local = functools.partial(loss, axis_name=classes, token_axis_name=tokens)
+    local = functools.partial(loss, class_axis_name=classes, batch_axis_name=tokens)
     if inside:
         f = jax.shard_map(
             jax.value_and_grad(local), mesh=mesh_of(AxisType.Auto), in_specs=where, out_specs=(P(), where[0])
@@ -164,7 +164,7 @@ def test_shard_map_without_options(layout):
     def plain(hidden, kernel, labels, **options):
         return linear_cross_entropy(hidden, kernel, labels, smoothing=0.1, **options)
 
-    local = functools.partial(plain, axis_name=classes, token_axis_name=tokens)
+    local = functools.partial(plain, class_axis_name=classes, batch_axis_name=tokens)
     where = tuple(specs(layout)[name] for name in names)
     f = jax.shard_map(local, mesh=mesh_of(AxisType.Auto), in_specs=where, out_specs=P())
     actual, expected = (jax.jit(jax.value_and_grad(g, (0, 1)))(*given) for g in (f, plain))
@@ -180,7 +180,7 @@ def test_what_a_loss_closes_over_is_differentiated_once_marked():
         def local(hidden, kernel, labels, prior):
             prior = jax.lax.pcast(prior, ("data", "model"), to="varying") if marked else prior
             f = chunked_loss(
-                lambda z, y: smoothed_cross_entropy(z, y, 0.1, prior=prior), token_axis_name=("data", "model")
+                lambda z, y: smoothed_cross_entropy(z, y, 0.1, prior=prior), batch_axis_name=("data", "model")
             )
             return f(hidden, kernel, labels)
 
@@ -215,7 +215,7 @@ def compiled(layout, how, classes=K, tokens=N):
     f = loss
     if how == "shard_map":
         token_axis, class_axis = LAYOUTS[layout]
-        local = functools.partial(loss, axis_name=class_axis, token_axis_name=token_axis)
+        local = functools.partial(loss, class_axis_name=class_axis, batch_axis_name=token_axis)
         f = jax.shard_map(local, mesh=mesh, in_specs=parted(specs(layout)), out_specs=P())
     with jax.set_mesh(mesh):
         return jax.jit(jax.value_and_grad(f)).lower(*parted(shapes)).compile().as_text()

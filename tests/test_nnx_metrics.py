@@ -138,7 +138,7 @@ def test_eight_devices_are_one():
 
     def measure(logits, labels):
         metrics = nnx.MultiMetric(ece=CalibrationError(), nll=NegativeLogLikelihood())
-        metrics.update(logits=logits, labels=labels, axis_name="data")
+        metrics.update(logits=logits, labels=labels, batch_axis_name="data")
         return metrics.compute()
 
     split = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()))(LOGITS, LABELS)

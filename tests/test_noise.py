@@ -287,7 +287,7 @@ def test_classes_split_over_devices():
     calls += [(noise.forward_correction, matrix), (noise.backward_correction, matrix)]
     for loss, parameter in calls:
         split = jax.shard_map(
-            lambda z, loss=loss, parameter=parameter: loss(z, y, parameter, axis_name="k"),
+            lambda z, loss=loss, parameter=parameter: loss(z, y, parameter, class_axis_name="k"),
             mesh=mesh,
             in_specs=spec(None, "k"),
             out_specs=spec(),

@@ -172,7 +172,7 @@ def test_devices_that_split_the_batch_agree(mode, decay):
 
     with jax.set_mesh(mesh):
         mapped = jax.shard_map(
-            functools.partial(online.update, axis_name="data"),
+            functools.partial(online.update, batch_axis_name="data"),
             in_specs=(P(), P(None, "data"), P(None, "data")),
             out_specs=P(),
         )

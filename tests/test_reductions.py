@@ -157,11 +157,11 @@ def test_class_weighted_means_divide_by_the_weights_of_the_labels():
     np.testing.assert_allclose(actual, losses.sum() / denominator, rtol=1e-6)
 
 
-@pytest.mark.parametrize("axis_name", ["data", ("data", "model")])
+@pytest.mark.parametrize("batch_axis_name", ["data", ("data", "model")])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "sum_by_nonzero_weights"])
-def test_reductions_over_devices_are_those_of_the_whole_batch(axis_name, reduction):
+def test_reductions_over_devices_are_those_of_the_whole_batch(batch_axis_name, reduction):
     """Devices hold different numbers of examples that count; some hold none."""
-    shape, names = ((4,), ("data",)) if axis_name == "data" else ((4, 2), axis_name)
+    shape, names = ((4,), ("data",)) if batch_axis_name == "data" else ((4, 2), batch_axis_name)
     mesh = jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
     rng = np.random.default_rng(2)
     losses, weights = rng.uniform(1, 5, 16).astype(np.float32), rng.uniform(1, 2, 16).astype(np.float32)
@@ -169,9 +169,11 @@ def test_reductions_over_devices_are_those_of_the_whole_batch(axis_name, reducti
     losses[:5] = NAN
 
     @jax.jit
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(axis_name), out_specs=(P(), P(axis_name)))
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(batch_axis_name), out_specs=(P(), P(batch_axis_name)))
     def everywhere(losses, weights):
-        return jax.value_and_grad(lambda x: reduce(x, reduction, weights=weights, axis_name=axis_name))(losses)
+        return jax.value_and_grad(lambda x: reduce(x, reduction, weights=weights, batch_axis_name=batch_axis_name))(
+            losses
+        )
 
     value, slope = everywhere(losses, weights)
     np.testing.assert_allclose(value, by_definition(losses.astype(float), reduction, weights.astype(float)), rtol=1e-6)
@@ -181,6 +183,6 @@ def test_reductions_over_devices_are_those_of_the_whole_batch(axis_name, reducti
 def test_an_empty_mean_over_devices_is_zero():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     over = jax.shard_map(
-        functools.partial(mean, axis_name="data"), mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()
+        functools.partial(mean, batch_axis_name="data"), mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()
     )
     assert jax.jit(over)(jnp.full(8, NAN), jnp.zeros(8)) == 0

@@ -72,7 +72,7 @@ def test_the_bins_of_all_devices_are_the_same_on_each(of):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def measure(z, y):
-        return getattr(calibration, of)(z, y, num_bins=4, binning="mass", axis_name="data")
+        return getattr(calibration, of)(z, y, num_bins=4, binning="mass", batch_axis_name="data")
 
     split = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()))(LOGITS, LABELS)
     jax.tree.map(close, split, BINS[of](LOGITS, LABELS, num_bins=4, binning="mass"))

@@ -45,7 +45,7 @@ def options_of(words):
     floats, fixed, static = cases.draw(cases.Case(words, (N,), K))
     floats, exact = cases.rounded(floats, "float32")
 
-    def losses(floats, fixed, axis_name=None):
+    def losses(floats, fixed, class_axis_name=None):
         arrays = floats | fixed
         return smoothed_cross_entropy(
             arrays["logits"],
@@ -53,7 +53,7 @@ def options_of(words):
             arrays["epsilon"],
             **{name: x for name, x in arrays.items() if name not in ("logits", "labels", "epsilon")},
             **static,
-            axis_name=axis_name,
+            class_axis_name=class_axis_name,
         )
 
     def by_definition(floats):
@@ -69,8 +69,8 @@ def kind_of(name, loss=cross_entropy):
     floats, exact = cases.rounded(floats, "float32")
     fixed = {key: x.astype(np.int32) if x.dtype == int else x for key, x in fixed.items()}
 
-    def losses(floats, fixed, axis_name=None):
-        return loss(floats["logits"], cases.KINDS[name].target(floats | fixed), axis_name=axis_name)
+    def losses(floats, fixed, class_axis_name=None):
+        return loss(floats["logits"], cases.KINDS[name].target(floats | fixed), class_axis_name=class_axis_name)
 
     def by_definition(floats):
         q = cases.written_out(cases.KINDS[name], floats | fixed, (N,), K)
@@ -157,7 +157,7 @@ def test_shard_map_with_the_gradient_inside_and_outside(layout, name):
     per_example = P(batch)
 
     def local_losses(floats, fixed, weight):
-        values = losses(floats, fixed, axis_name=classes)
+        values = losses(floats, fixed, class_axis_name=classes)
         return values, values * weight
 
     outside = jax.shard_map(local_losses, mesh=mesh, in_specs=specs, out_specs=(per_example,) * 2)
@@ -169,7 +169,7 @@ def test_shard_map_with_the_gradient_inside_and_outside(layout, name):
     def local_gradient(floats, fixed, weight):
         def total(floats):
             values, weighted = local_losses(floats, fixed, weight)
-            return N * mean(weighted, axis_name=batch), values
+            return N * mean(weighted, batch_axis_name=batch), values
 
         (_, values), gradients = jax.value_and_grad(total, has_aux=True)(floats)
         return values, gradients
@@ -209,7 +209,7 @@ def test_labels_are_global_and_those_of_no_class_nan_on_every_device(spread):
     mesh = mesh_of("Auto")
     labels = jnp.array([0, K // 4, K - 1, K, -1, K + K // 4, 3, 3])
     over = jax.shard_map(
-        lambda z, y: smoothed_cross_entropy(z, y, 0.1, spread=spread, axis_name="model"),
+        lambda z, y: smoothed_cross_entropy(z, y, 0.1, spread=spread, class_axis_name="model"),
         mesh=mesh,
         in_specs=(P("data", "model"), P("data")),
         out_specs=P("data"),

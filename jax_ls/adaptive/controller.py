@@ -11,6 +11,7 @@ from jax_ls import checks
 from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName
 from jax_ls.predictions import Array, Predicted, is_correct, log_prob, one_hot
+from jax_ls.reductions import sum_over_devices
 
 __all__ = ["CalibrationController", "CalibrationState"]
 
@@ -90,14 +91,14 @@ class CalibrationController:
         where: Array | None = None,
         class_where: Array | None = None,
         axis: int = -1,
-        axis_name: AxisName | None = None,
+        batch_axis_name: AxisName | None = None,
     ) -> CalibrationState:
         """The state after one more batch. A label of no class, or NaN logits, count for nothing; so does no example.
 
         Args:
           state: from `init` or the last `update`.
           logits, labels, where, class_where, axis: as in `confidence`.
-          axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`.
+          batch_axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`.
         """
         target = one_hot(labels)
         log_y = log_prob(logits, target, where, class_where, axis, None)
@@ -109,8 +110,7 @@ class CalibrationController:
         surplus = jnp.exp(log_top) - correct.astype(log_top.dtype)
         total = jnp.sum(jnp.where(counted, surplus, 0)).astype(state.gap.dtype)
         count = jnp.sum(counted).astype(state.gap.dtype)
-        if axis_name is not None:
-            total, count = jax.lax.psum((total, count), axis_name)
+        total, count = sum_over_devices((total, count), batch_axis_name)
         decay, rate, low, high = (
             checks.as_weight(name, getattr(self, name)).astype(state.gap.dtype)
             for name in ("decay", "rate", "low", "high")

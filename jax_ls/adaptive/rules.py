@@ -20,7 +20,7 @@ def confidence(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """ε p_y^γ: the surer the model is of the label, the more it is smoothed. With ε = γ = 1, p_y itself.
 
@@ -30,7 +30,7 @@ def confidence(
       smoothing: ε, () or (*batch,); any sign, may be traced.
       gamma: γ >= 0, () or (*batch,): 0 is plain smoothing, a large one spares all but the surest.
       where: boolean (*batch,), the examples that count; elsewhere 0.
-      class_where, axis, axis_name: as in `cross_entropy`.
+      class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
@@ -48,7 +48,7 @@ def confidence(
       Smooths the confident, as do Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022, by entropy.
     """
     checks.check_values("gamma", gamma, lambda x: x >= 0, "numbers >= 0")
-    log_p = log_prob(logits, one_hot(labels), where, class_where, axis, axis_name)
+    log_p = log_prob(logits, one_hot(labels), where, class_where, axis, class_axis_name)
     return _epsilon(smoothing, jnp.exp(multiply(_parameter("gamma", gamma, log_p), log_p)), where)
 
 
@@ -60,13 +60,13 @@ def uncertainty(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """ε (1 − p_y): the less the model believes the label, the more it is smoothed.
 
     Args:
-      logits, labels, smoothing, where, class_where, axis, axis_name: as in `confidence`. The logits of a teacher, and
-        its predictions as `prior`, make the instance-based smoothing of Maher & Kull.
+      logits, labels, smoothing, where, class_where, axis, class_axis_name: as in `confidence`. The logits of a teacher,
+        and its predictions as `prior`, make the instance-based smoothing of Maher & Kull.
 
     Returns:
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
@@ -83,7 +83,7 @@ def uncertainty(
     References:
       Smooths the doubtful: Maher & Kull, Instance-based Label Smoothing, 2021; in spirit Reed et al., 2014.
     """
-    log_p = log_prob(logits, one_hot(labels), where, class_where, axis, axis_name)
+    log_p = log_prob(logits, one_hot(labels), where, class_where, axis, class_axis_name)
     return _epsilon(smoothing, -jnp.expm1(log_p), where)
 
 
@@ -95,14 +95,14 @@ def margin(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """ε max(0, p_y − max_{k≠y} p_k): smoothed by how far the label leads, not at all where it does not lead.
 
     Smoothing a misclassified example pushes down a label that is too low already; this rule never does.
 
     Args:
-      logits, labels, smoothing, where, class_where, axis, axis_name: as in `confidence`.
+      logits, labels, smoothing, where, class_where, axis, class_axis_name: as in `confidence`.
 
     Returns:
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
@@ -120,8 +120,8 @@ def margin(
       Smooths the confident. The argument for sparing the misclassified: Zhou et al., MaxSup, 2025.
     """
     target = one_hot(labels)
-    log_p = log_prob(logits, target, where, class_where, axis, axis_name)
-    log_rival = log_prob(logits, Rival(target.labels), where, class_where, axis, axis_name)
+    log_p = log_prob(logits, target, where, class_where, axis, class_axis_name)
+    log_rival = log_prob(logits, Rival(target.labels), where, class_where, axis, class_axis_name)
     return _epsilon(smoothing, jnp.maximum(jnp.exp(log_p) - jnp.exp(log_rival), 0), where)
 
 
@@ -132,12 +132,12 @@ def entropy(
     where: Array | None = None,
     class_where: Array | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """ε (1 − H(p) / log K): the surer the model is, of whatever class, the more it is smoothed. It asks for no label.
 
     Args:
-      logits, smoothing, where, class_where, axis, axis_name: as in `confidence`; K counts the classes that exist.
+      logits, smoothing, where, class_where, axis, class_axis_name: as in `confidence`; K counts the classes that exist.
 
     Returns:
       ε of each example, (*batch,), in float32 or wider.
@@ -153,9 +153,9 @@ def entropy(
     References:
       Smooths the confident: Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022.
     """
-    options = where, class_where, axis, axis_name
+    options = where, class_where, axis, class_axis_name
     h = -log_prob(logits, Belief(), *options)
-    size = _num_classes(jnp.asarray(logits), class_where, axis, axis_name).astype(h.dtype)
+    size = _num_classes(jnp.asarray(logits), class_where, axis, class_axis_name).astype(h.dtype)
     # One class leaves nothing to doubt. Rounding does not take H beyond log K.
     return _epsilon(smoothing, jnp.maximum(1 - h / jnp.log(jnp.where(size > 1, size, jnp.e)), 0), where)
 
@@ -222,11 +222,13 @@ def _parameter(name: str, x: Array, like: jax.Array) -> jax.Array:
     return value.astype(like.dtype)
 
 
-def _num_classes(logits: jax.Array, class_where: Array | None, axis: int, axis_name: AxisName | None) -> jax.Array:
+def _num_classes(
+    logits: jax.Array, class_where: Array | None, axis: int, class_axis_name: AxisName | None
+) -> jax.Array:
     """How many classes exist: () or (*batch,)."""
     if class_where is None:
         count = jnp.asarray(logits.shape[axis], jnp.float32)
     else:
         exists = jnp.asarray(class_where)
         count = jnp.sum(exists, axis=axis if exists.ndim == logits.ndim else -1, dtype=jnp.float32)
-    return count if axis_name is None else jax.lax.psum(count, axis_name)
+    return count if class_axis_name is None else jax.lax.psum(count, class_axis_name)

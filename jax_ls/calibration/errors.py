@@ -13,7 +13,8 @@ from jax_ls.calibration.reliability import (
     reliability,
     total,
 )
-from jax_ls.class_axis import AxisName, ClassAxis, gathered
+from jax_ls.class_axis import AxisName, gathered
+from jax_ls.reductions import sum_over_devices
 
 __all__ = ["area_under_risk_coverage", "classwise_calibration_error", "expected_calibration_error", "overconfidence"]
 
@@ -26,13 +27,13 @@ def expected_calibration_error(
     binning: Binning = "width",
     norm: float = 1,
     where: Array | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """ECE, how far confidence is from accuracy: (Σ_b |B_b|/N |acc(B_b) − conf(B_b)|^norm)^(1/norm).
 
     Args:
-      logits, labels, num_bins, binning, where, axis_name: as in `reliability`. Smoothed models say nearly the same of
-        all examples, and may lie in one bin of equal width: look at equal mass too.
+      logits, labels, num_bins, binning, where, batch_axis_name: as in `reliability`. Smoothed models say nearly the
+        same of all examples, and may lie in one bin of equal width: look at equal mass too.
       norm: 1; 2, the root of the mean square; or `jnp.inf`, the largest gap of any bin (MCE).
 
     Returns:
@@ -52,7 +53,7 @@ def expected_calibration_error(
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017; Nixon et al., 2019, for equal mass.
     """
-    bins = reliability(logits, labels, num_bins=num_bins, binning=binning, where=where, axis_name=axis_name)
+    bins = reliability(logits, labels, num_bins=num_bins, binning=binning, where=where, batch_axis_name=batch_axis_name)
     return bins.error(norm)
 
 
@@ -64,12 +65,12 @@ def classwise_calibration_error(
     binning: Binning = "width",
     norm: float = 1,
     where: Array | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Mean over classes of the calibration error of p_k, all of p and not its largest entry alone.
 
     Args:
-      logits, labels, num_bins, binning, norm, where, axis_name: as in `expected_calibration_error`.
+      logits, labels, num_bins, binning, norm, where, batch_axis_name: as in `expected_calibration_error`.
 
     Returns:
       A number in [0, 1]; most p_k are near 0, so that it falls as 1/K. `classwise_reliability(...).error()` has one a
@@ -86,17 +87,19 @@ def classwise_calibration_error(
     References:
       Nixon et al., Measuring Calibration in Deep Learning, 2019; Kull et al., Beyond Temperature Scaling, 2019.
     """
-    bins = classwise_reliability(logits, labels, num_bins=num_bins, binning=binning, where=where, axis_name=axis_name)
+    bins = classwise_reliability(
+        logits, labels, num_bins=num_bins, binning=binning, where=where, batch_axis_name=batch_axis_name
+    )
     return jnp.mean(bins.error(norm))
 
 
 def overconfidence(
-    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
 ) -> jax.Array:
     """Mean confidence less accuracy, the sign that an error of calibration has lost.
 
     Args:
-      logits, labels, where, axis_name: as in `reliability`.
+      logits, labels, where, batch_axis_name: as in `reliability`.
 
     Returns:
       A number in [−1, 1]: above 0 the model says more than it knows, below 0 less, as smoothed ones often do. Its
@@ -113,17 +116,17 @@ def overconfidence(
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    return reliability(logits, labels, num_bins=1, where=where, axis_name=axis_name).overconfidence
+    return reliability(logits, labels, num_bins=1, where=where, batch_axis_name=batch_axis_name).overconfidence
 
 
 def area_under_risk_coverage(
-    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
 ) -> jax.Array:
     """AURC, the mean over n = 1 … N of the error rate among the n most confident predictions.
 
     Args:
-      logits, labels, where, axis_name: as in `reliability`. Confidence is max p; examples that tie in it come in no
-        order, and count as the mean over all orders.
+      logits, labels, where, batch_axis_name: as in `reliability`. Confidence is max p; examples that tie in it come in
+        no order, and count as the mean over all orders.
 
     Returns:
       A number in [0, 1]: 0 where all are right, near the error rate where confidence tells nothing.
@@ -143,9 +146,9 @@ def area_under_risk_coverage(
     z, y, kept = as_examples(logits, labels, where)
     confidence, correct = judge(z, y)
     counted = kept, kept & jnp.isnan(confidence + correct)
-    count, unknown = (ClassAxis(axis_name=axis_name).psum(jnp.sum(x, dtype=jnp.int32)) for x in counted)
+    count, unknown = (sum_over_devices(jnp.sum(x, dtype=jnp.int32), batch_axis_name) for x in counted)
     doubt, wrong = jnp.where(kept, -confidence, jnp.inf), (correct < 1).astype(jnp.int32)
-    doubt, wrong = jax.lax.sort((gathered(doubt, axis_name), gathered(wrong, axis_name)), num_keys=1)
+    doubt, wrong = jax.lax.sort((gathered(doubt, batch_axis_name), gathered(wrong, batch_axis_name)), num_keys=1)
     n = jnp.arange(1, doubt.size + 1, dtype=jnp.int32)
     n, first, size, wrong_before, wrong_in = (x.astype(doubt.dtype) for x in (n, *_ties(doubt, wrong)))
     among = wrong_before + (n - first) / size * wrong_in

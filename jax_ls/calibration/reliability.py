@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, ClassAxis, flat, gathered, saved, with_whole_rows
+from jax_ls.reductions import sum_over_devices
 
 __all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
 
@@ -89,9 +90,9 @@ class Reliability:
         # The slope of a root at 0 is infinite.
         return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
-    def psum(self, axis_name: AxisName) -> "Reliability":
+    def psum(self, batch_axis_name: AxisName | None) -> "Reliability":
         """That of the predictions of all devices, inside `jax.shard_map`."""
-        sums = jax.lax.psum((self.count, self.correct, self.confidence_sum), axis_name)
+        sums = sum_over_devices((self.count, self.correct, self.confidence_sum), batch_axis_name)
         return Reliability(self.edges, *sums)
 
     def __add__(self, other: "Reliability") -> "Reliability":
@@ -118,7 +119,7 @@ def reliability(
     binning: Binning = "width",
     edges: Array | None = None,
     where: Array | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> Reliability:
     """How often predictions of each confidence are right: p_ŷ of ŷ = argmax_k z_k, in bins (lo, hi].
 
@@ -131,7 +132,7 @@ def reliability(
       edges: ascending (B + 1,) instead, those of an earlier batch for one: quantiles then add up too. Traced ones that
         do not ascend make the errors NaN.
       where: boolean (*batch,), the examples that count.
-      axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
+      batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
 
     Returns:
       A `Reliability`; of the predictions that tie, the first counts, as in `jnp.argmax`.
@@ -151,8 +152,8 @@ def reliability(
     """
     z, y, kept = as_examples(logits, labels, where)
     confidence, correct = judge(z, y)
-    bins = _binned(confidence, correct, kept, num_bins, binning, _as_edges(edges, z, 1), axis_name)
-    return bins if axis_name is None else bins.psum(axis_name)
+    bins = _binned(confidence, correct, kept, num_bins, binning, _as_edges(edges, z, 1), batch_axis_name)
+    return bins.psum(batch_axis_name)
 
 
 def classwise_reliability(
@@ -163,12 +164,12 @@ def classwise_reliability(
     binning: Binning = "width",
     edges: Array | None = None,
     where: Array | None = None,
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> Reliability:
     """How often class k is the label where it is given the probability p_k: the bins of every class, (K, B).
 
     Args:
-      logits, labels, num_bins, binning, where, axis_name: as in `reliability`.
+      logits, labels, num_bins, binning, where, batch_axis_name: as in `reliability`.
       edges: (B + 1,) for all classes, or (K, B + 1).
 
     Returns:
@@ -193,11 +194,11 @@ def classwise_reliability(
     def of_class(k: jax.Array) -> Reliability:
         hit = jnp.where(known, (y == k).astype(z.dtype), jnp.nan)
         own = given[k] if given is not None and given.ndim == 2 else given
-        return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, axis_name)
+        return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, batch_axis_name)
 
     # One by one, for the bins of all classes at once would take several times the memory of the logits.
     bins = jax.lax.map(of_class, jnp.arange(z.shape[-1], dtype=y.dtype))
-    return bins if axis_name is None else bins.psum(axis_name)
+    return bins.psum(batch_axis_name)
 
 
 def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -247,7 +248,7 @@ def _binned(
     num_bins: int,
     binning: Binning,
     edges: jax.Array | None,
-    axis_name: AxisName | None,
+    batch_axis_name: AxisName | None,
 ) -> Reliability:
     """Sums over the predictions (*batch,) of this device; quantiles are those of all."""
     checks.check_option("binning", binning, ("width", "mass"))
@@ -257,7 +258,7 @@ def _binned(
         size = edges.size - 1
         confidence = jnp.where(jnp.all(edges[1:] >= edges[:-1]), confidence, jnp.nan)
     elif binning == "mass":
-        edges = _quantiles(confidence, kept, size, axis_name)
+        edges = _quantiles(confidence, kept, size, batch_axis_name)
     else:
         # Divided in float64, so that an edge is the float32 nearest to b/B, as 1/K and 1 are.
         edges = jnp.asarray(np.arange(size + 1) / size, confidence.dtype)
@@ -287,10 +288,10 @@ def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
     return given
 
 
-def _quantiles(confidence: jax.Array, kept: jax.Array, num_bins: int, axis_name: AxisName | None) -> jax.Array:
+def _quantiles(confidence: jax.Array, kept: jax.Array, num_bins: int, batch_axis_name: AxisName | None) -> jax.Array:
     """0, the ceil(n b / B)-th smallest confidences of the n that count, and 1."""
-    values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), axis_name)
-    count = ClassAxis(axis_name=axis_name).psum(jnp.sum(kept, dtype=jnp.int32))
+    values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), batch_axis_name)
+    count = sum_over_devices(jnp.sum(kept, dtype=jnp.int32), batch_axis_name)
     b = jnp.arange(1, num_bins, dtype=jnp.int32)
     rank = count // num_bins * b + (count % num_bins * b + num_bins - 1) // num_bins
     inner = jnp.sort(values)[jnp.maximum(rank, 1) - 1] if values.size else jnp.ones(b.shape, values.dtype)

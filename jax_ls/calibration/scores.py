@@ -10,6 +10,7 @@ from jax_ls import checks
 from jax_ls.calibration.reliability import Array, as_examples, as_logits, ratio, total
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.losses import cross_entropy
+from jax_ls.reductions import sum_over_devices
 from jax_ls.targets import OneHot
 
 __all__ = ["Mean", "brier_score", "negative_log_likelihood", "squared_error"]
@@ -46,9 +47,9 @@ class Mean:
         """The mean; NaN where nothing was counted."""
         return ratio(self.sum, self.count)
 
-    def psum(self, axis_name: AxisName) -> "Mean":
+    def psum(self, batch_axis_name: AxisName | None) -> "Mean":
         """That of all devices, inside `jax.shard_map`."""
-        return Mean(*jax.lax.psum((self.sum, self.count), axis_name))
+        return Mean(*sum_over_devices((self.sum, self.count), batch_axis_name))
 
     def __add__(self, other: "Mean") -> "Mean":
         if not isinstance(other, Mean):
@@ -57,12 +58,12 @@ class Mean:
 
 
 def negative_log_likelihood(
-    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
 ) -> jax.Array:
     """Mean of −log p_y, the loss without smoothing.
 
     Args:
-      logits, labels, where, axis_name: as in `reliability`.
+      logits, labels, where, batch_axis_name: as in `reliability`.
 
     Returns:
       A number, in nats an example; its exponential is the perplexity.
@@ -78,7 +79,7 @@ def negative_log_likelihood(
     References:
       Good, Rational Decisions, 1952.
     """
-    return _mean(surprise(logits, labels, where=where), where, axis_name)
+    return _mean(surprise(logits, labels, where=where), where, batch_axis_name)
 
 
 def surprise(logits: Array, labels: Array, *, where: Array | None = None) -> jax.Array:
@@ -112,12 +113,12 @@ def squared_error(logits: Array, labels: Array, *, where: Array | None = None) -
 
 
 def brier_score(
-    logits: Array, labels: Array, *, where: Array | None = None, axis_name: AxisName | None = None
+    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
 ) -> jax.Array:
     """Mean of Σ_k (p_k − δ_ky)², from 0 to 2.
 
     Args:
-      logits, labels, where, axis_name: as in `reliability`.
+      logits, labels, where, batch_axis_name: as in `reliability`.
 
     Returns:
       A number; for two classes twice that of the definition over one of them.
@@ -133,7 +134,7 @@ def brier_score(
     References:
       Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
     """
-    return _mean(squared_error(logits, labels, where=where), where, axis_name)
+    return _mean(squared_error(logits, labels, where=where), where, batch_axis_name)
 
 
 def both(where: Array | None, mask: Array | None, labels: Array) -> jax.Array | None:
@@ -147,6 +148,6 @@ def both(where: Array | None, mask: Array | None, labels: Array) -> jax.Array | 
     return held if kept is None else held & kept
 
 
-def _mean(losses: jax.Array, where: Array | None, axis_name: AxisName | None) -> jax.Array:
+def _mean(losses: jax.Array, where: Array | None, batch_axis_name: AxisName | None) -> jax.Array:
     mean = Mean.of(losses, where)
-    return (mean if axis_name is None else mean.psum(axis_name)).value
+    return mean.psum(batch_axis_name).value

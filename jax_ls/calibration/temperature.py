@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax_ls import checks
 from jax_ls.calibration.reliability import Array, as_examples, total
 from jax_ls.class_axis import AxisName, ClassAxis, flat, is_split, saved
+from jax_ls.reductions import sum_over_devices
 
 __all__ = ["fit_temperature"]
 
@@ -37,7 +38,7 @@ def fit_temperature(
     *,
     where: Array | None = None,
     bounds: tuple[Array, Array] = (0.05, 20.0),
-    axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """The temperature of the best likelihood, argmin_T Σ −log softmax(z / T)_y: scaled logits are z / T.
 
@@ -53,7 +54,7 @@ def fit_temperature(
       bounds: of T. A set that is separable, every example right, is likelier the colder it gets: its T is exactly
         bounds[0], and says no more than that. One worse than chance gets exactly bounds[1]. Traced bounds that are
         none give NaN.
-      axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
+      batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
 
     Returns:
       T, a number, and a constant for differentiation; NaN where logits are, where a label names no class, and where
@@ -83,7 +84,7 @@ def fit_temperature(
     label = axis.take(z, y[..., None])[..., 0]
     short = jnp.where(axis.contains(y) & (label > -jnp.inf), jnp.minimum(top - label, FURTHEST), jnp.nan)
     weight = kept.astype(z.dtype)
-    fit = functools.partial(_fit, low=1 / high, high=1 / low, axis_name=axis_name)
+    fit = functools.partial(_fit, low=1 / high, high=1 / low, batch_axis_name=batch_axis_name)
     beta = jnp.clip(jnp.ones((), z.dtype), 1 / high, 1 / low)
     if y.size >= 2 * SAMPLE and not is_split(z):
         step = y.size // SAMPLE
@@ -119,7 +120,7 @@ def _fit(
     *,
     low: jax.Array,
     high: jax.Array,
-    axis_name: AxisName | None,
+    batch_axis_name: AxisName | None,
 ) -> jax.Array:
     """β = 1/T in [low, high] at which Σ E_p[d] = Σ d_y, for d = max z − z: the NLL is convex in β, this its slope.
 
@@ -128,7 +129,7 @@ def _fit(
 
     def summed(x: jax.Array) -> jax.Array:
         x = total(jnp.where(weight > 0, x, 0))
-        return x if axis_name is None else jax.lax.psum(x, axis_name)
+        return sum_over_devices(x, batch_axis_name)
 
     def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
         steps, beta, before, *_ = state

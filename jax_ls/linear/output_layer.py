@@ -15,7 +15,7 @@ from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName
 from jax_ls.linear import _token_chunks as chunks
 from jax_ls.losses import cross_entropy
-from jax_ls.reductions import Reduction, normalizer
+from jax_ls.reductions import Reduction, normalizer, sum_over_devices
 from jax_ls.smoothing import Prior, Spread, smooth
 from jax_ls.targets import as_target
 
@@ -30,7 +30,7 @@ def chunked_loss(
     has_aux: bool = False,
     reduction: Reduction = "mean",
     chunk_size: int | None = None,
-    token_axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
     """Any loss of logits as a loss of what the logits are made from, a chunk of tokens at a time.
 
@@ -40,7 +40,7 @@ def chunked_loss(
       reduction: as in `jax_ls.reduce`. All but "none" take the gradients in the forward pass: three matrix products,
         reverse mode. "none" recomputes: four, any mode.
       chunk_size: tokens whose logits are held at a time; chosen from the shapes if None.
-      token_axis_name: mesh axes that tokens are split over, inside `jax.shard_map`, to reduce over.
+      batch_axis_name: mesh axes that tokens are split over, inside `jax.shard_map`, to reduce over.
 
     Returns:
       f(hidden (*batch, D), kernel (D, K), *arguments, bias=None, softcap=None, weights=None, denominator=None,
@@ -75,7 +75,7 @@ def chunked_loss(
         batch, classes = h.shape[:-1], k.shape[0 if transposed else 1]
         each = jnp.ones(batch, checks.wide(h.dtype))
         w = each if weights is None else checks.as_broadcast("weights", weights, each)
-        count = normalizer(w, reduction, denominator=denominator, axis_name=token_axis_name)
+        count = normalizer(w, reduction, denominator=denominator, batch_axis_name=batch_axis_name)
         # A loss scale reaches float16 gradients after the forward pass, so they are not divided before.
         early = count if h.dtype != jnp.float16 else jnp.ones_like(count)
         own, common = chunks.partition(arguments, _per_token(arguments, batch))
@@ -106,8 +106,7 @@ def chunked_loss(
             # Under jit, for JAX has no rule that knows what is differentiated inside a shard_map run op by op.
             total = jax.jit(functools.partial(chunks.total, plan))
             value, aux = cast(tuple[jax.Array, Any], total(tokens, shared))
-            value = value if token_axis_name is None else jax.lax.psum(value, token_axis_name)
-            value = value * (early / count)
+            value = sum_over_devices(value, batch_axis_name) * (early / count)
         return (value, jax.tree.map(lambda x: _per_batch(x, batch), aux)) if has_aux else value
 
     return chunked
@@ -131,8 +130,8 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     denominator: Array | None = None,
     transposed: bool = False,
-    axis_name: AxisName | None = None,
-    token_axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """`cross_entropy` of an output layer, z = hidden · kernel + bias, without ever holding the logits of all tokens.
 
@@ -144,8 +143,8 @@ def linear_cross_entropy(
       weights: (*batch,); a mean divides by their sum, over all devices; a token of weight 0 is absent.
       class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,) and a number.
       softcap: c, for c · tanh(z / c) in place of z.
-      reduction, chunk_size, token_axis_name: as in `chunked_loss`; denominator: as in `mean`.
-      axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global. On an `Explicit`
+      reduction, chunk_size, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
+      class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global. On an `Explicit`
         mesh both axes are read off the arrays. On an `Auto` mesh with tokens split, use `shard_map`: XLA would sum
         the kernel's gradient over devices in every chunk.
 
@@ -184,13 +183,13 @@ def linear_cross_entropy(
         "denominator": denominator,
     }
 
-    def run(operands: dict[str, Any], axis_name: AxisName | None, token_axis_name: AxisName | None) -> jax.Array:
+    def run(operands: dict[str, Any], class_axis_name: AxisName | None, batch_axis_name: AxisName | None) -> jax.Array:
         shared = chunks.varying(operands["shared"], chunks.varying_axes(operands["hidden"]))
 
         def loss(logits: jax.Array, target: Target, counted: jax.Array | None) -> jax.Array:
-            return cross_entropy(logits, target, where=counted, axis_name=axis_name, **shared)
+            return cross_entropy(logits, target, where=counted, class_axis_name=class_axis_name, **shared)
 
-        chunked = chunked_loss(loss, reduction=reduction, chunk_size=chunk_size, token_axis_name=token_axis_name)
+        chunked = chunked_loss(loss, reduction=reduction, chunk_size=chunk_size, batch_axis_name=batch_axis_name)
         w = operands["weights"]
         options = {"bias": operands["bias"], "softcap": softcap, "denominator": operands["denominator"]}
         counted = None if w is None else w != 0
@@ -206,7 +205,7 @@ def linear_cross_entropy(
 
     layout = _Layout.of(h, k, transposed)
     if layout is None:
-        return run(operands, axis_name, token_axis_name)
+        return run(operands, class_axis_name, batch_axis_name)
     leaves, tree = jax.tree.flatten(operands)
     return jax.shard_map(
         lambda *leaves: run(jax.tree.unflatten(tree, leaves), layout.classes, layout.tokens or None),

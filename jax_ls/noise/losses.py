@@ -27,7 +27,7 @@ def forward_correction(
     where: jax.typing.ArrayLike | None = None,
     class_where: jax.typing.ArrayLike | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Cross-entropy of the label as noise would show it: −log Σ_k T_ky p_k. Bounded, and at no noise cross-entropy.
 
@@ -38,7 +38,7 @@ def forward_correction(
       labels: the noisy y, integers (*batch,).
       noise: α, () or (*batch,), in [0, 1), NaN for an example whose traced α is not; or T, (K, K),
         T_ij = P(seen as j | i), whole even where classes are split over devices. Traced, it is not checked.
-      where, class_where, axis, axis_name: as in `cross_entropy`; K counts the classes that exist.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`; K counts the classes that exist.
 
     Returns:
       Losses (*batch,) in float32 or wider. At α = 0 the derivative in α is held at that of p_y = e⁻⁶⁰/K.
@@ -61,7 +61,7 @@ def forward_correction(
     z, y = _arguments(logits, labels, axis)
     if not is_matrix("noise", noise, y.shape):
         rate = as_rate("noise", noise, y.shape)
-        classes = jnp.log(_num_classes(z, class_where, axis, axis_name))
+        classes = jnp.log(_num_classes(z, class_where, axis, class_axis_name))
 
         def loss(nll: jax.Array, alpha: jax.Array) -> jax.Array:
             # −log((1 − α) p + α/K) = nll − log(1 + α (eᵈ − 1)) with eᵈ = 1 / (K p), which overflows for a small p.
@@ -72,9 +72,11 @@ def forward_correction(
             bounded = -jnp.logaddexp(jnp.log1p(-alpha) - nll, log_alpha - log_k)
             return jnp.where(far, bounded, nll - jnp.log1p(alpha * jnp.expm1(jnp.minimum(d, 60))))
 
-        return _of_nll(loss, z, y, rate, where, class_where, axis, axis_name)
-    matrix = as_matrix("noise", noise, z.shape[axis] * _num_devices(axis_name))
-    return cross_entropy(z, _Seen(matrix, y), where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+        return _of_nll(loss, z, y, rate, where, class_where, axis, class_axis_name)
+    matrix = as_matrix("noise", noise, z.shape[axis] * _num_devices(class_axis_name))
+    return cross_entropy(
+        z, _Seen(matrix, y), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    )
 
 
 def backward_correction(
@@ -85,7 +87,7 @@ def backward_correction(
     where: jax.typing.ArrayLike | None = None,
     class_where: jax.typing.ArrayLike | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """The loss whose average over the noise is the cross-entropy of the clean label: q = row y of T⁻¹.
 
@@ -93,8 +95,8 @@ def backward_correction(
     Unbounded below: train plainly first, or take `forward_correction`.
 
     Args:
-      logits, labels, noise, where, class_where, axis, axis_name: as in `forward_correction`. T is inverted in every
-        call; `cross_entropy(logits, Rows(inverse, labels))` takes the inverse.
+      logits, labels, noise, where, class_where, axis, class_axis_name: as in `forward_correction`. T is inverted in
+        every call; `cross_entropy(logits, Rows(inverse, labels))` takes the inverse.
 
     Returns:
       Losses (*batch,) in float32 or wider, of any sign; not finite if T has no inverse.
@@ -113,12 +115,12 @@ def backward_correction(
     """
     z, y = _arguments(logits, labels, axis)
     if is_matrix("noise", noise, y.shape):
-        inverse = jnp.linalg.inv(as_matrix("noise", noise, z.shape[axis] * _num_devices(axis_name)))
-        target: Target = Rows(_held(inverse, z.shape[axis], axis_name), y)
+        inverse = jnp.linalg.inv(as_matrix("noise", noise, z.shape[axis] * _num_devices(class_axis_name)))
+        target: Target = Rows(_held(inverse, z.shape[axis], class_axis_name), y)
     else:
         alpha = as_rate("noise", noise, y.shape)
         target = smooth(y, -alpha / (1 - alpha))
-    return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
 
 
 def label_relaxation(
@@ -129,7 +131,7 @@ def label_relaxation(
     where: jax.typing.ArrayLike | None = None,
     class_where: jax.typing.ArrayLike | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """KL divergence to the nearest target that gives y at least 1 − α: 0 once p_y ≥ 1 − α, gradient too.
 
@@ -140,7 +142,7 @@ def label_relaxation(
       labels: y, integers (*batch,).
       relaxation: α, () or (*batch,), in [0, 1), NaN for an example whose traced α is not; 0 is cross-entropy, and
         has no derivative in α.
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider.
@@ -169,7 +171,7 @@ def label_relaxation(
         apart = (1 - alpha) * (kept + nll) + alpha * (log_alpha - jnp.log(-jnp.expm1(-nll)))
         return jnp.where(relaxed, 0, apart)
 
-    return _of_nll(loss, z, y, as_rate("relaxation", relaxation, y.shape), where, class_where, axis, axis_name)
+    return _of_nll(loss, z, y, as_rate("relaxation", relaxation, y.shape), where, class_where, axis, class_axis_name)
 
 
 def bootstrap(
@@ -181,7 +183,7 @@ def bootstrap(
     where: jax.typing.ArrayLike | None = None,
     class_where: jax.typing.ArrayLike | None = None,
     axis: int = -1,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Cross-entropy of a label that the model may overrule: q = β δ_y + (1 − β) p, or δ of its likeliest class.
 
@@ -192,7 +194,7 @@ def bootstrap(
       labels: y, integers (*batch,).
       beta: β, () or (*batch,), how far the label is trusted; the paper takes 0.95 soft and 0.8 hard.
       kind: "soft" or "hard".
-      where, class_where, axis, axis_name: as in `cross_entropy`.
+      where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider.
@@ -213,7 +215,7 @@ def bootstrap(
     checks.check_option("kind", kind, ("soft", "hard"))
     trust = checks.as_weight("beta", beta)
     target = trust * OneHot(y) + (1 - trust) * (Belief() if kind == "soft" else Likeliest())
-    return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
 
 
 @pytree(matrix=2, labels=0)
@@ -227,7 +229,7 @@ class _Seen(Target):
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
         if values is None:
             return axis.pick(None, self.labels[..., None])[..., 0]
-        seen = look_up(_held(self.matrix.T, values.shape[-1], axis.axis_name), self.labels).astype(values.dtype)
+        seen = look_up(_held(self.matrix.T, values.shape[-1], axis.class_axis_name), self.labels).astype(values.dtype)
         top = axis.max(jnp.where(seen > 0, values, -jnp.inf))
         top = saved(jnp.where(jnp.isfinite(top), top, 0))
         # Only where T is 0 can the exponent be large; that derivative in T stays finite.
@@ -253,32 +255,32 @@ def _of_nll(
     where: jax.typing.ArrayLike | None,
     class_where: jax.typing.ArrayLike | None,
     axis: int,
-    axis_name: AxisName | None,
+    class_axis_name: AxisName | None,
 ) -> jax.Array:
     """`loss(−log p_y, α)` of each example that counts, 0 for the others."""
-    nll = cross_entropy(z, OneHot(y), where=where, class_where=class_where, axis=axis, axis_name=axis_name)
+    nll = cross_entropy(z, OneHot(y), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
     alpha = jnp.broadcast_to(alpha.astype(nll.dtype), nll.shape)
     if where is None:
         return loss(nll, alpha)
     return jnp.where(where, loss(nll, jnp.where(where, alpha, 0)), 0)
 
 
-def _num_devices(axis_name: AxisName | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+def _num_devices(class_axis_name: AxisName | None) -> int:
+    return 1 if class_axis_name is None else jax.lax.axis_size(class_axis_name)
 
 
 def _num_classes(
-    z: jax.Array, class_where: jax.typing.ArrayLike | None, axis: int, axis_name: AxisName | None
+    z: jax.Array, class_where: jax.typing.ArrayLike | None, axis: int, class_axis_name: AxisName | None
 ) -> jax.Array:
     if class_where is None:
-        return jnp.asarray(z.shape[axis] * _num_devices(axis_name), jnp.result_type(float))
+        return jnp.asarray(z.shape[axis] * _num_devices(class_axis_name), jnp.result_type(float))
     kept = jnp.asarray(class_where)
     count = jnp.sum(kept, axis=axis if kept.ndim == z.ndim else -1).astype(jnp.result_type(float))
-    return count if axis_name is None else jax.lax.psum(count, axis_name)
+    return count if class_axis_name is None else jax.lax.psum(count, class_axis_name)
 
 
-def _held(table: jax.Array, size: int, axis_name: AxisName | None) -> jax.Array:
+def _held(table: jax.Array, size: int, class_axis_name: AxisName | None) -> jax.Array:
     """The columns of a table (K, K) whose classes this device holds."""
-    if axis_name is None:
+    if class_axis_name is None:
         return table
-    return jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index(axis_name) * size, size, axis=1)
+    return jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index(class_axis_name) * size, size, axis=1)

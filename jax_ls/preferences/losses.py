@@ -201,7 +201,7 @@ def sequence_log_probability(
     softcap: float | None = None,
     chunk_size: int | None = None,
     transposed: bool = False,
-    axis_name: AxisName | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     """log π of whole sequences, Σ_t log p(y_t): of logits, or of hidden states and a kernel without their logits.
 
@@ -212,7 +212,7 @@ def sequence_log_probability(
       where: boolean (*batch, T), the tokens that count: no prompt, no padding. Any label may stand elsewhere.
       class_where: boolean (K,), the classes that exist.
       bias, softcap, chunk_size, transposed: of the layer, as in `linear_cross_entropy`; only with a kernel.
-      axis_name: as in `cross_entropy`.
+      class_axis_name: as in `cross_entropy`.
 
     Returns:
       Log-probabilities (*batch,) in float32 or wider; NaN for a sequence with a label that names no class.
@@ -239,7 +239,7 @@ def sequence_log_probability(
         layer = {"bias": bias, "softcap": softcap, "chunk_size": chunk_size, "transposed": transposed or None}
         if alone := [name for name, option in layer.items() if option is not None]:
             raise TypeError(f"{alone[0]}: expected None without a kernel, got {checks.describe(layer[alone[0]])}")
-        losses = cross_entropy(x, y, where=kept, class_where=class_where, axis_name=axis_name)
+        losses = cross_entropy(x, y, where=kept, class_where=class_where, class_axis_name=class_axis_name)
     else:
         losses = linear_cross_entropy(
             x,
@@ -252,7 +252,7 @@ def sequence_log_probability(
             chunk_size=chunk_size,
             transposed=transposed,
             reduction="none",
-            axis_name=axis_name,
+            class_axis_name=class_axis_name,
         )
     return -jnp.sum(losses, axis=-1)
 
