@@ -4,15 +4,19 @@ A new kind of target defines `contract` and `probs_on` in a few lines over `Clas
 the formulas below then hold for it too.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.class_axis import ClassAxis, align, multiply
+from jax_ls.class_axis import ClassAxis, align, multiply, stand_in
 
 __all__ = ["Restricted", "Scaled", "Sum", "Target", "Weighted", "pytree"]
 
@@ -64,21 +68,21 @@ class Target:
     ranks: ClassVar[Mapping[str, int]] = {}
     __array_ufunc__ = None  # a NumPy scalar on the left hands over to __rmul__
 
-    def mass(self, *, axis: ClassAxis | None = None) -> jax.Array:
+    def mass(self, *, axis: ClassAxis | None = None) -> Array:
         """Σ_k q_k: (*batch,), or () where it is the same for all."""
         return self.contract(None, axis or ClassAxis())
 
-    def dot(self, values: jax.typing.ArrayLike, *, axis: ClassAxis | None = None) -> jax.Array:
+    def dot(self, values: ArrayLike, *, axis: ClassAxis | None = None) -> Array:
         """⟨q, values⟩ of values (*batch, K): (*batch,). A zero weight times −inf is 0."""
         values = jnp.asarray(values)
         checks.assert_min_rank("values", values, 1, "(*batch, K)")
         return self.contract(values, axis or ClassAxis(values.shape[-1]))
 
-    def probs(self, num_classes: int) -> jax.Array:
+    def probs(self, num_classes: int) -> Array:
         """q written out: (*batch, K), or (K,) where it is the same for all."""
         return self.probs_on(ClassAxis(checks.check_size("num_classes", num_classes)))
 
-    def weighted(self, class_weights: jax.typing.ArrayLike) -> "Target":
+    def weighted(self, class_weights: ArrayLike) -> Target:
         """q_k w_k for class weights w, (K,) or (*batch, K)."""
         return Weighted(self, checks.as_class_values("class_weights", class_weights))
 
@@ -95,35 +99,46 @@ class Target:
                 flags.append(name in self.ranks and jnp.ndim(field) > self.ranks[name])
         return flags
 
-    def counted(self, where: jax.Array) -> "Target":
-        """The same target with zeros for the examples that do not count, so that no NaN of theirs gets about."""
+    def counted(self, where: Array) -> Target:
+        """Returns the same target with stand-ins for the examples that do not count, so that no NaN of theirs spreads."""
         leaves, tree = jax.tree.flatten(self)
 
-        def zeroed(x: jax.Array) -> jax.Array:
-            return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, 0)
+        def masked(x: Array) -> Array:
+            return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, stand_in(x.dtype))
 
-        own = zip(leaves, self.per_example(), strict=True)
-        return jax.tree.unflatten(tree, [zeroed(x) if is_own else x for x, is_own in own])
+        flags = zip(leaves, self.per_example(), strict=True)
+        return jax.tree.unflatten(tree, [masked(x) if is_per_example else x for x, is_per_example in flags])
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         """⟨q, values⟩ over the classes of `axis`; the mass where `values` is None."""
         raise TypeError(f"{type(self).__name__} does not define contract(values, axis)")
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         """q at the classes of `axis` that this device holds: (*batch, K) or (K,)."""
         raise TypeError(f"{type(self).__name__} does not define probs_on(axis)")
 
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        """q_y at labels (*batch,)."""
-        raise TypeError(f"{type(self).__name__} does not define at(labels, axis)")
-
-    def __add__(self, other: "Target") -> "Target":
+    def __add__(self, other: Target) -> Target:
         return Sum(self, other) if isinstance(other, Target) else NotImplemented
 
-    def __mul__(self, weight: jax.typing.ArrayLike) -> "Target":
+    def __radd__(self, other: object) -> Target:
+        # `sum` of targets begins with 0.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other: Target) -> Target:
+        return self + -other if isinstance(other, Target) else NotImplemented
+
+    def __neg__(self) -> Target:
+        return -1.0 * self
+
+    def __mul__(self, weight: ArrayLike) -> Target:
         return NotImplemented if isinstance(weight, Target) else Scaled(checks.as_weight("weight", weight), self)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: ArrayLike) -> Target:
+        if isinstance(divisor, Target):
+            return NotImplemented
+        return Scaled(1 / checks.as_weight("divisor", divisor), self)
 
 
 @pytree()
@@ -134,14 +149,11 @@ class Sum(Target):
     left: Target
     right: Target
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         return _add(self.left.contract(values, axis), self.right.contract(values, axis))
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         return _add(self.left.probs_on(axis), self.right.probs_on(axis))
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return _add(self.left.at(labels, axis), self.right.at(labels, axis))
 
 
 @pytree(weight=0)
@@ -149,10 +161,10 @@ class Sum(Target):
 class Scaled(Target):
     """weight · target, for a weight () or (*batch,)."""
 
-    weight: jax.Array
+    weight: Array
     target: Target
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         if self.weight.ndim:
             checks.assert_batch("weight", self.weight, values)
         inner = self.target.contract(values, axis)
@@ -160,14 +172,10 @@ class Scaled(Target):
         # The mass keeps the NaN of a label that names no class, whatever its weight.
         return weight * inner if values is None else multiply(weight, inner)
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         inner = self.target.probs_on(axis)
         ndim = max(inner.ndim, self.weight.ndim + 1)
         return align(self.weight[..., None], ndim).astype(inner.dtype) * align(inner, ndim)
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        inner = self.target.at(labels, axis)
-        return self.weight.astype(inner.dtype) * inner
 
 
 @pytree(class_weights=1)
@@ -176,49 +184,47 @@ class Weighted(Target):
     """q_k w_k, for class weights w (K,) or (*batch, K)."""
 
     target: Target
-    class_weights: jax.Array
+    class_weights: Array
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         checks.assert_class_values("class_weights", self.class_weights, values)
         return self.target.contract(values, axis.weighted(self.class_weights))
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         checks.assert_num_classes("class_weights", self.class_weights, axis.size)
         probs = self.target.probs_on(axis)
         ndim = max(probs.ndim, self.class_weights.ndim)
         return align(probs, ndim) * align(self.class_weights, ndim).astype(probs.dtype)
 
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        inner = self.target.at(labels, axis)
-        return inner * axis.take(self.class_weights, labels[..., None])[..., 0].astype(inner.dtype)
 
-
-@pytree(where=1)
+@pytree(class_where=1)
 @dataclass(frozen=True, eq=False)
 class Restricted(Target):
-    """q given that the class is one that `where` (K,) or (*batch, K) keeps: q_k [k kept] / Σ_kept q."""
+    """q given that the class is one that `class_where` (K,) or (*batch, K) keeps: q_k [k kept] / Σ_kept q."""
 
     target: Target
-    where: jax.Array
+    class_where: Array
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
-        return self.target.contract(values, axis.restricted(self.where)) / self._kept(axis)
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
+        checks.assert_class_values("class_where", self.class_where, values)
+        return self.target.contract(values, self._kept(axis)) / self._mass(axis)
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
-        probs = self.target.probs_on(axis)
-        ndim = max(probs.ndim, self.where.ndim)
-        kept = align(self._kept(axis)[..., None], ndim)
-        return jnp.where(align(self.where, ndim), align(probs, ndim), 0) / kept
+    def probs_on(self, axis: ClassAxis) -> Array:
+        probs = self.target.probs_on(replace(axis, where=None))
+        exists = axis.restricted(self.class_where).where
+        ndim = max(probs.ndim, exists.ndim)
+        return jnp.where(align(exists, ndim), align(probs, ndim), 0) / align(self._mass(axis)[..., None], ndim)
 
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        kept = axis.take(self.where.astype(jnp.result_type(float)), labels[..., None])[..., 0]
-        return kept * self.target.at(labels, axis) / self._kept(axis)
+    def _kept(self, axis: ClassAxis) -> ClassAxis:
+        """An axis on which a class that is not kept has weight 0: a target may have mass there, and loses it."""
+        exists = axis.restricted(self.class_where).where
+        return replace(axis, where=None, size=exists.shape[-1]).weighted(exists.astype(jnp.float32))
 
-    def _kept(self, axis: ClassAxis) -> jax.Array:
-        return self.target.contract(None, replace(axis, weights=None).restricted(self.where))
+    def _mass(self, axis: ClassAxis) -> Array:
+        return self.target.contract(None, self._kept(replace(axis, weights=None)))
 
 
-def _add(left: jax.Array, right: jax.Array) -> jax.Array:
+def _add(left: Array, right: Array) -> Array:
     """left + right in the wider of their dtypes, aligned from the right."""
     ndim, dtype = max(left.ndim, right.ndim), max(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
     return align(left, ndim).astype(dtype) + align(right, ndim).astype(dtype)

@@ -90,6 +90,32 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
     return int(axis) % ndim
 
 
+def check_axis_name(name: str, axis_name: object) -> None:
+    """`axis_name` is a mesh axis of the surrounding `jax.shard_map`, or several."""
+    known = jax.sharding.get_abstract_mesh().manual_axes
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    for one in names:
+        if one not in known:
+            words = ", ".join(map(repr, known)) or "none: no shard_map is around"
+            raise ValueError(
+                f"{name}: expected a mesh axis of the surrounding jax.shard_map ({words}), got {axis_name!r}"
+            )
+
+
+def as_batch_labels(name: str, x: Any, batch: Shape) -> jax.Array:
+    """Integers (*batch,)."""
+    labels = as_labels(name, x)
+    assert_shape(name, labels, [batch], f"integers {batch}")
+    return labels
+
+
+def as_batch_numbers(name: str, x: Any, batch: Shape) -> jax.Array:
+    """Real numbers () or (*batch,), at least float32."""
+    values = as_weight(name, x)
+    assert_shape(name, values, [(), batch], f"() or {batch}, the shape of the batch")
+    return values
+
+
 def check_integer(name: str, x: object) -> None:
     """`x` is a static integer."""
     if isinstance(x, bool) or not isinstance(x, int | np.integer):
@@ -220,6 +246,11 @@ def as_positive(name: str, x: Any) -> jax.Array:
 def as_amount(name: str, x: Any) -> jax.Array:
     """Finite numbers ≥ 0."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x < np.inf), "finite numbers ≥ 0")
+
+
+def as_skew(name: str, x: Any) -> jax.Array:
+    """Numbers in [0, 1]."""
+    return as_parameter(name, x, lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
 
 
 def check_values(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> None:

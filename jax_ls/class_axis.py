@@ -1,63 +1,46 @@
-"""The class axis as a target is shown it: how long it is, which of it exists, and what of it this device holds.
+"""The class axis: how long it is, which of its classes exist, and which of them this device holds.
 
-Every sum over classes and every look-up by label in this library happens here, so that sharding, masks and
-weights are written once. Users meet it only when they write a `Target` of their own.
+Every sum over classes of arrays other than the logits, and every look-up by label, is written here once, so that masks,
+class weights and meshes are too. `jax_ls.logits` does the same for the logits. Users meet `ClassAxis` only when they
+write a `Target` of their own.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
-from jax_ls import checks
+from jax_ls import checks, fences
+
+__all__ = ["AxisName", "ClassAxis", "align", "class_axis_is_split", "everywhere", "flat", "gathered", "is_split"]
+__all__ += ["look_up", "multiply", "stand_in", "with_whole_rows"]
 
 AxisName = str | tuple[str, ...]
 
-SAVED = "jax_ls.sum_over_classes"
-"""Name of the sums over classes, for checkpoint policies: a few numbers a row, worth keeping for the backward pass."""
 
-
-def saved(x: jax.Array) -> jax.Array:
-    """A sum over classes, kept for the backward pass of the losses, and fenced.
-
-    XLA on CPU folds what follows a sum, a logarithm say, into the sum and then takes up to four times as long. A
-    rounding to the precision it has keeps it out.
-    """
-    precision = jnp.finfo(x.dtype)
-    return checkpoint_name(jax.lax.reduce_precision(x, precision.nexp, precision.nmant), SAVED)
-
-
-def align(x: jax.Array, ndim: int) -> jax.Array:
-    """`x` with leading axes of length 1 up to `ndim`: (K,) against (*batch, K) under strict rank promotion."""
+def align(x: Array, ndim: int) -> Array:
+    """Returns `x` with leading axes of length 1 up to `ndim`: (K,) against (*batch, K) under strict rank promotion."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape) if x.ndim < ndim else x
 
 
-def multiply(weight: jax.Array, value: jax.Array) -> jax.Array:
-    """weight · value, where a zero weight times ±inf or NaN is 0, and its derivative in `weight` is kept."""
+def multiply(weight: Array, value: Array) -> Array:
+    """Returns weight · value, where a zero weight times ±inf or NaN is 0; the derivative in `weight` is kept."""
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
 
 
-@jax.custom_jvp
-def _finite(values: jax.Array) -> jax.Array:
-    """−inf as the lowest finite number, so that 0 · v is 0. The same function to differentiation.
+def stand_in(dtype: DTypeLike) -> Array:
+    """Returns the number that examples which do not count get in place of their own: 0.5, class 0, or True.
 
-    `multiply` over K-wide arrays would do, but XLA on CPU writes the operand of a sum out where it holds a select.
+    0.5 lies inside the domain of every formula of a rate, a weight or a probability, so that gradients stay finite.
     """
-    return jnp.maximum(values, jnp.finfo(values.dtype).min)
-
-
-@_finite.defjvp
-def _finite_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return _finite(*primals), tangents[0]
-
-
-def _infinite(sums: jax.Array) -> jax.Array:
-    """Sums that a lowest finite number entered, as the infinity it stood for."""
-    huge = jnp.abs(sums) > jnp.sqrt(jnp.finfo(sums.dtype).max)
-    return sums + jax.lax.stop_gradient(jnp.where(huge, jnp.copysign(jnp.inf, sums), 0))
+    dtype = jnp.dtype(dtype)
+    return jnp.asarray(0.5 if jnp.issubdtype(dtype, jnp.floating) else dtype == jnp.bool_, dtype)
 
 
 @dataclass(frozen=True)
@@ -67,36 +50,30 @@ class ClassAxis:
     Args:
       size: number of classes on this device; None while it is not known.
       where: boolean (K,) or (*batch, K), the classes that exist.
-      rows: boolean (*batch,), the examples that count; in others no label is amiss.
+      rows: boolean (*batch,), the examples that count; in others no label is wrong.
       weights: (K,) or (*batch, K), the weight of each class.
-      offset: (*batch,), subtracted from the values before they are summed.
       class_axis_name: mesh axis that the classes are split over, inside `jax.shard_map`.
     """
 
     size: int | None = None
-    where: jax.Array | None = None
-    rows: jax.Array | None = None
-    weights: jax.Array | None = None
-    offset: jax.Array | None = None
+    where: Array | None = None
+    rows: Array | None = None
+    weights: Array | None = None
     class_axis_name: AxisName | None = None
 
-    def restricted(self, where: jax.Array) -> Self:
-        """The same axis with only the classes that `where` keeps too."""
+    def restricted(self, where: Array) -> Self:
+        """Returns the same axis with only the classes that `where` keeps too."""
         if self.where is not None:
             ndim = max(where.ndim, self.where.ndim)
             where = align(where, ndim) & align(self.where, ndim)
         return replace(self, where=where, size=self.size or where.shape[-1])
 
-    def weighted(self, weights: jax.Array) -> Self:
-        """The same axis with each class weighted by `weights` too."""
+    def weighted(self, weights: Array) -> Self:
+        """Returns the same axis with each class weighted by `weights` too."""
         if self.weights is not None:
             ndim = max(weights.ndim, self.weights.ndim)
             weights = align(weights, ndim) * align(self.weights, ndim)
         return replace(self, weights=weights, size=self.size or weights.shape[-1])
-
-    def shifted(self, offset: jax.Array) -> Self:
-        """The same axis for values less `offset`, (*batch,)."""
-        return replace(self, offset=offset)
 
     @property
     def num_devices(self) -> int:
@@ -104,52 +81,65 @@ class ClassAxis:
         return 1 if self.class_axis_name is None else jax.lax.axis_size(self.class_axis_name)
 
     @property
-    def start(self) -> jax.Array | int:
+    def start(self) -> Array | int:
         """The first class that this device holds."""
         if self.class_axis_name is None or self.size is None:
             return 0
         return self.size * jax.lax.axis_index(self.class_axis_name)
 
-    def psum(self, x: jax.Array) -> jax.Array:
+    def psum(self, x: Array) -> Array:
+        """Returns the sum of `x` over the devices that the classes are split over."""
         return x if self.class_axis_name is None else jax.lax.psum(x, self.class_axis_name)
 
-    def max(self, values: jax.Array) -> jax.Array:
-        """max_k v_k over all devices, as a constant for differentiation."""
-        top = jax.lax.stop_gradient(jnp.max(values, axis=-1, initial=-jnp.inf))
-        return top if self.class_axis_name is None else jax.lax.pmax(top, self.class_axis_name)
+    def pmax(self, x: Array) -> Array:
+        """Returns the maximum of `x` over the devices that the classes are split over; it has no derivative."""
+        x = jax.lax.stop_gradient(x)
+        return x if self.class_axis_name is None else jax.lax.pmax(x, self.class_axis_name)
 
-    def first(self, values: jax.Array, top: jax.Array) -> jax.Array:
-        """The first class whose value is max_k v_k = `top`, (*batch,), as a real number; NaN where `top` is not finite.
+    def exists(self, dtype: DTypeLike) -> Array:
+        """Returns 1 for the classes that exist and 0 for the others: (K,) or (*batch, K)."""
+        exists = jnp.ones(checks.check_size("num_classes", self.size), bool) if self.where is None else self.where
+        return exists.astype(dtype)
 
-        As a maximum of real numbers: XLA on CPU takes five times as long over an argmax. The barrier keeps it from
-        writing v − top out for others to share.
+    def away(self, labels: Array, dtype: DTypeLike) -> Array:
+        """Returns 0 for the label and 1 for all other classes of this device, (*batch, K).
+
+        In real numbers: XLA on CPU writes the operand of a sum or maximum out where it holds a select or integers.
         """
-        # Numbers below 1, which the least difference of all, 2⁻¹²⁶, times the largest float exceeds.
-        scale = 2.0**-31
-        numbers = (jnp.arange(values.shape[-1], dtype=jnp.int32) + self.start).astype(values.dtype) * scale
-        at, numbers = jax.lax.optimization_barrier((top, numbers))
-        below = (values - at[..., None]) * jnp.finfo(values.dtype).max
-        return self.max(below - align(numbers, values.ndim)) / -scale
+        place = (labels - self.start).astype(dtype)
+        classes, place, one = fences.unshared(jnp.arange(self.size).astype(dtype), place, jnp.ones_like(place))
+        return jnp.minimum(jnp.abs(align(classes, labels.ndim + 1) - place[..., None]), one[..., None])
 
-    def uniform(self) -> jax.Array:
-        """1/K over the classes that exist: (K,), or (*batch, K) where they differ by example."""
+    def count(self) -> Array:
+        """Returns how many classes exist over all devices: (), or (*batch,) where it differs by example."""
         if self.where is not None:
-            kept = self.where.astype(jnp.result_type(float))
-            return kept / self.psum(jnp.sum(kept, axis=-1, keepdims=True))
+            return self.psum(jnp.sum(self.where, axis=-1, dtype=jnp.result_type(float)))
         size = checks.check_size("num_classes", self.size)
-        return jnp.full((size,), 1 / (size * self.num_devices))
+        return jnp.asarray(size * self.num_devices, jnp.result_type(float))
 
-    def mean(self, values: jax.Array | None) -> jax.Array:
-        """Mean over the classes that exist of w_k (v_k − offset), of w_k where there are no values."""
-        if self.where is not None or self.weights is not None:
+    def uniform(self) -> Array:
+        """Returns 1/K over the classes that exist: (K,), or (*batch, K) where they differ by example.
+
+        NaN where no class exists.
+        """
+        if self.where is None:
+            return jnp.full((checks.check_size("num_classes", self.size),), 1 / (self.size * self.num_devices))
+        return self.where.astype(jnp.result_type(float)) / self.count()[..., None]
+
+    def mean(self, values: Array | None) -> Array:
+        """Returns the mean over the classes that exist of w_k v_k; of w_k if `values` is None."""
+        if self.weights is not None:
             return self.dot(self.uniform(), values)
         if values is None:
-            return jnp.ones(())
-        return saved(self.psum(jnp.sum(self._shift(values), axis=-1))) / (values.shape[-1] * self.num_devices)
+            return jnp.ones(()) if self.where is None else self.count() / self.count()
+        if self.where is None:
+            return self.sum(values, None) / (values.shape[-1] * self.num_devices)
+        total = self.sum(values, self.where.astype(values.dtype))
+        return total / self.count().astype(total.dtype)
 
-    def dot(self, q: jax.Array, values: jax.Array | None) -> jax.Array:
-        """Σ_k q_k w_k (v_k − offset) over the classes that exist; Σ_k q_k w_k where there are no values."""
-        shown = [x for x in (q, self.where, self.weights, values) if x is not None]
+    def dot(self, q: Array, values: Array | None) -> Array:
+        """Returns Σ_k q_k w_k v_k over the classes that exist; Σ_k q_k w_k if `values` is None."""
+        shown = [x for x in (q, self.where, self.weights) if x is not None]
         ndim = max(x.ndim for x in shown)
         dtype = q.dtype if values is None else values.dtype
         q = align(q, ndim).astype(dtype)
@@ -157,22 +147,24 @@ class ClassAxis:
             q = q * align(self.weights, ndim).astype(dtype)
         if self.where is not None:
             q = jnp.where(align(self.where, ndim), q, 0)
-        if values is None:
-            return saved(self.psum(jnp.sum(q, axis=-1)))
-        # Values first: with the shared factor first, XLA on CPU takes three times as long.
-        return saved(_infinite(self.psum(jnp.sum(_finite(self._shift(values)) * q, axis=-1))))
+        return fences.end_of_sum(self.psum(jnp.sum(q, axis=-1))) if values is None else self.sum(values, q)
 
-    def pick(self, values: jax.Array | None, labels: jax.Array) -> jax.Array:
-        """w_y (v_y − offset) at global labels (*batch, S); w_y where there are no values; NaN where no class is y."""
+    def sum(self, values: Array, q: Array | None) -> Array:
+        """Returns Σ_k q_k v_k of values (*batch, K) for q (K,) or (*batch, K); Σ_k v_k if `q` is None. 0 · −inf is 0."""
+        if q is None:
+            return fences.end_of_sum(self.psum(jnp.sum(values, axis=-1)))
+        ndim = max(values.ndim, q.ndim)
+        return fences.end_of_sum(self.psum(jnp.sum(multiply(align(q, ndim), align(values, ndim)), axis=-1)))
+
+    def pick(self, values: Array | None, labels: Array) -> Array:
+        """Returns w_y v_y at global labels (*batch, S); w_y if `values` is None; NaN where no class is y."""
         picked = jnp.ones(labels.shape) if values is None else self.take(values, labels)
-        if values is not None and self.offset is not None:
-            picked = picked - self.offset[..., None]
         if self.weights is not None:
-            picked = picked * self.take(self.weights, labels).astype(picked.dtype)
+            picked = multiply(self.take(self.weights, labels).astype(picked.dtype), picked)
         return jnp.where(self.contains(labels), picked, jnp.nan)
 
-    def contains(self, labels: jax.Array) -> jax.Array:
-        """Whether labels (*batch, S) name classes that exist; True in rows that do not count."""
+    def contains(self, labels: Array) -> Array:
+        """Returns whether labels (*batch, S) name classes that exist; True in rows that do not count."""
         known = labels >= 0
         if self.size is not None:
             known &= labels < self.size * self.num_devices
@@ -182,12 +174,12 @@ class ClassAxis:
             known |= ~self.rows[..., None]
         return known
 
-    def take(self, values: jax.Array, labels: jax.Array) -> jax.Array:
-        """v_y at global labels (*batch, S), whichever device holds it; 0 where no device does."""
+    def take(self, values: Array, labels: Array) -> Array:
+        """Returns v_y at global labels (*batch, S), whichever device holds it; 0 where no device does."""
         index = labels - self.start
         held = (index >= 0) & (index < values.shape[-1])
-        if _class_axis_is_sharded(values):
-            # A gather along a sharded axis is refused on an explicit mesh.
+        if class_axis_is_split(values):
+            # A gather along a split axis is refused on an explicit mesh.
             classes = align(jnp.arange(values.shape[-1], dtype=index.dtype), index.ndim + 1)
             hit = index[..., None] == classes
             return jnp.sum(jnp.where(hit, align(values[..., None, :], hit.ndim), 0), axis=-1)
@@ -198,16 +190,13 @@ class ClassAxis:
             taken = jnp.take_along_axis(align(values, index.ndim), index, axis=-1, mode="clip")
         return self.psum(jnp.where(held, taken, 0))
 
-    def columns(self, labels: jax.Array) -> jax.Array:
-        """Whether class k of this device is y: boolean (*batch, S, K)."""
+    def columns(self, labels: Array) -> Array:
+        """Returns whether class k of this device is y: boolean (*batch, S, K)."""
         classes = jnp.arange(self.size, dtype=labels.dtype) + self.start
         return labels[..., None] == align(classes, labels.ndim + 1)
 
-    def _shift(self, values: jax.Array) -> jax.Array:
-        return values if self.offset is None else values - self.offset[..., None]
 
-
-def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+def look_up(table: Array, index: Array) -> Array:
     """Rows of a table (n, ...) at `index`, clipped into range."""
     table, sharding = jnp.asarray(table), jax.typeof(index).sharding
     # On an explicit mesh JAX asks how the rows are to lie: as their indices do.
@@ -216,22 +205,22 @@ def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
     return table.at[jnp.clip(index, 0, table.shape[0] - 1)].get(mode="clip", out_sharding=out)
 
 
-def is_split(x: jax.Array) -> bool:
+def is_split(x: Array) -> bool:
     """Whether an explicit mesh splits `x` over its devices."""
     return any(jax.typeof(x).sharding.spec)
 
 
-def everywhere(x: jax.Array) -> jax.Array:
+def everywhere(x: Array) -> Array:
     """What an explicit mesh splits, whole on every device: JAX sorts, flattens and scatters nothing else."""
     return jax.sharding.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())) if is_split(x) else x
 
 
-def flat(x: jax.Array) -> jax.Array:
+def flat(x: Array) -> Array:
     """(*batch,) as (N,), whole on every device of an explicit mesh."""
     return everywhere(x).reshape(-1)
 
 
-def gathered(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:
+def gathered(x: Array, batch_axis_name: AxisName | None) -> Array:
     """(*batch,) as (N,), of all devices."""
     x = flat(x)
     if batch_axis_name is None:
@@ -241,13 +230,14 @@ def gathered(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:
     return jax.lax.psum(slots.at[jax.lax.axis_index(batch_axis_name)].set(x), batch_axis_name).reshape(-1)
 
 
-def with_whole_rows(values: jax.Array) -> jax.Array:
+def with_whole_rows(values: Array) -> Array:
     """All classes of an example on one device of an explicit mesh, for columns to be taken."""
-    if not _class_axis_is_sharded(values):
+    if not class_axis_is_split(values):
         return values
     sharding = jax.typeof(values).sharding
     return jax.sharding.reshard(values, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1], None)))
 
 
-def _class_axis_is_sharded(values: jax.Array) -> bool:
+def class_axis_is_split(values: Array) -> bool:
+    """Returns whether an explicit mesh splits the classes of `values` over its devices."""
     return jax.typeof(values).sharding.spec[-1] is not None

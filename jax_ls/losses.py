@@ -1,4 +1,6 @@
-"""(logits, q) -> the loss of each example. All cross-entropies are one: see `jax_ls.entropy`."""
+"""(logits, q) -> the loss of each example: formulas over `jax_ls.logits.Logits`, and a wrapper for losses of arrays."""
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -7,75 +9,55 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, multiply
-from jax_ls.entropy import fused_cross_entropy
+from jax_ls.logits import Batch, Logits
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth_labels
 from jax_ls.targets import as_target
 
-__all__ = ["cross_entropy", "kl_divergence", "sigmoid_cross_entropy", "smoothed_cross_entropy", "with_label_smoothing"]
+__all__ = [
+    "cross_entropy",
+    "kl_divergence",
+    "sigmoid_cross_entropy",
+    "smoothed_cross_entropy",
+    "with_label_smoothing",
+]
 
 
-def _checked(
-    logits: jax.typing.ArrayLike,
-    target: Target | jax.typing.ArrayLike,
-    where: jax.typing.ArrayLike | None,
-    class_where: jax.typing.ArrayLike | None,
-    class_weights: jax.typing.ArrayLike | None,
-    z_loss: jax.typing.ArrayLike,
-    axis: int,
-    class_axis_name: AxisName | None,
-    *,
-    relative: bool = False,
-) -> jax.Array:
-    """The one coercion: arguments checked by name, classes moved last."""
-    z = checks.as_logits("logits", logits)
-    axis = checks.check_axis("axis", axis, z.ndim)
-    if not isinstance(target, Target):
-        target = jnp.asarray(target)
-        if target.ndim == z.ndim:
-            target = jnp.moveaxis(target, axis, -1)
-        checks.assert_target("target", target, jnp.moveaxis(z, axis, -1))
-    z = jnp.moveaxis(z, axis, -1)
-    if where is not None:
-        where = checks.as_where("where", where, z.shape[:-1])
-    if class_where is not None:
-        class_where = checks.as_class_where("class_where", class_where)
-        class_where = jnp.moveaxis(class_where, axis, -1) if class_where.ndim == z.ndim else class_where
-        checks.assert_class_values("class_where", class_where, z)
-    if class_weights is not None:
-        class_weights = checks.as_class_values("class_weights", class_weights)
-        checks.assert_shape("class_weights", class_weights, [z.shape[-1:]], f"{z.shape[-1:]}, one weight a class")
-    penalty = None if isinstance(z_loss, int | float) and z_loss == 0 else checks.as_weight("z_loss", z_loss)
-    if penalty is not None:
-        checks.assert_shape("z_loss", penalty, [(), z.shape[:-1]], f"() or {z.shape[:-1]}, the shape of the batch")
-    return fused_cross_entropy(
-        z, as_target(target), where, class_where, class_weights, penalty, class_axis_name, relative
-    )
+def _cross_entropy(z: Logits, target: Target) -> Array:
+    return z.mass(target) * z.log_total - z.dot(target)
+
+
+def _kl_divergence(z: Logits, target: Target) -> Array:
+    return _cross_entropy(z, target) + z.negentropy(target)
 
 
 def cross_entropy(
-    logits: jax.typing.ArrayLike,
-    target: Target | jax.typing.ArrayLike,
+    logits: ArrayLike,
+    target: Target | ArrayLike,
     *,
-    where: jax.typing.ArrayLike | None = None,
-    class_where: jax.typing.ArrayLike | None = None,
-    class_weights: jax.typing.ArrayLike | None = None,
-    z_loss: jax.typing.ArrayLike = 0.0,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """Cross-entropy of any target, without writing it out: M · lse(z) − ⟨q, z⟩ with M = Σ_k q_k.
+) -> Array:
+    """Returns the cross-entropy of any target, without writing the target out: M · lse(z) − ⟨q, z⟩ with M = Σ_k q_k.
 
     Args:
       logits: z, real numbers with K classes on `axis`; sums over K accumulate in float32 or wider.
       target: q, a `Target`, probabilities in the shape of the logits, or integers (*batch,).
       where: boolean (*batch,), the examples that count; elsewhere loss and gradient are exactly 0.
+      ignore_index: a label whose examples do not count, for integer labels.
       class_where: boolean (K,) or the logits' shape, the classes that exist; no others touch the loss.
       class_weights: (K,), multiplies q_k; a mean over Σ w_y is `mean(losses, denominator=w[y].sum())`.
-      z_loss: weight of lse(z)², which keeps the logits near 0.
+      z_loss: (), or (*batch,), the weight of lse(z)², which keeps the logits near 0.
       axis: the class axis of the logits, and of arrays in their shape.
       class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global, arrays over
         classes come as the local slice.
@@ -84,8 +66,7 @@ def cross_entropy(
       Losses (*batch,) in float32 or wider; NaN for a label that names no class.
 
     Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
-      TypeError, ValueError: `axis` is none of the logits' axes.
+      TypeError: `ignore_index` with a target that is no integers.
 
     Example:
       >>> q = 0.9 * OneHot(jnp.array([2])) + 0.1 * OneHot(jnp.array([0]))
@@ -95,32 +76,33 @@ def cross_entropy(
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016; z-loss: Chowdhery et al., PaLM, 2022.
     """
-    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, class_axis_name)
+    batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
+    q = _as_target(batch, target)
+    return batch.ignoring(q, ignore_index).apply(_cross_entropy, target=q)
 
 
 def kl_divergence(
-    logits: jax.typing.ArrayLike,
-    target: Target | jax.typing.ArrayLike,
+    logits: ArrayLike,
+    target: Target | ArrayLike,
     *,
-    where: jax.typing.ArrayLike | None = None,
-    class_where: jax.typing.ArrayLike | None = None,
-    class_weights: jax.typing.ArrayLike | None = None,
-    z_loss: jax.typing.ArrayLike = 0.0,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """Cross-entropy less the entropy of the target, CE(z, q) − H(q): a perfect model reads 0.
+) -> Array:
+    """Returns the cross-entropy less the entropy of the target, CE(z, q) − H(q): 0 for a perfect model.
 
     The gradient in the logits is that of `cross_entropy`. T5X and the Annotated Transformer report this number.
 
     Args:
-      logits, target, where, class_where, class_weights, z_loss, axis, class_axis_name: as in `cross_entropy`.
+      logits, target, where, ignore_index, class_where, class_weights, z_loss, axis, class_axis_name: as in
+        `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider; NaN where q has negative entries, which have no entropy.
-
-    Raises:
-      AssertionError, TypeError, ValueError: as `cross_entropy`.
 
     Example:
       >>> q = smooth(jnp.array([1]), 0.1)
@@ -130,42 +112,43 @@ def kl_divergence(
     References:
       Raffel et al., T5, 2020; Rush, The Annotated Transformer, 2018.
     """
-    return _checked(logits, target, where, class_where, class_weights, z_loss, axis, class_axis_name, relative=True)
+    batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
+    q = _as_target(batch, target)
+    return batch.ignoring(q, ignore_index).apply(_kl_divergence, target=q)
 
 
 def smoothed_cross_entropy(
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    smoothing: jax.typing.ArrayLike = 0.1,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    smoothing: ArrayLike = 0.1,
     *,
     prior: Prior | None = None,
     spread: Spread = "all",
-    class_where: jax.typing.ArrayLike | None = None,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    class_weights: jax.typing.ArrayLike | None = None,
-    z_loss: jax.typing.ArrayLike = 0.0,
+    class_where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """Cross-entropy with label smoothing: `cross_entropy(logits, smooth(labels, smoothing))`.
+) -> Array:
+    """Returns the cross-entropy with label smoothing: `cross_entropy(logits, smooth(labels, smoothing))`.
 
     lse(z) − (1 − ε) z_y − ε ⟨u, z⟩, for a uniform u without any array of K numbers but the logits.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
       labels: integers (*batch,), or probabilities in the shape of the logits.
-      smoothing: ε, () or (*batch,); any sign, may be traced.
+      smoothing: ε, () or (*batch,); a number of at most 1, negative allowed; may be traced.
       prior, spread: where ε goes, as in `smooth`; a prior comes with its classes last.
-      ignore_index: a label whose examples do not count, as if `where` left them out.
-      class_where, where, class_weights, z_loss, axis, class_axis_name: as in `cross_entropy`.
+      where, ignore_index, class_where, class_weights, z_loss, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider; NaN for a label that names no class.
 
     Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
-      TypeError, ValueError: `axis`, `spread`, or `ignore_index` with dense labels.
+      TypeError: `ignore_index` with dense labels.
+      ValueError: an unknown `spread`, or a concrete ε above 1.
 
     Example:
       >>> logits = jnp.array([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 1.5]])
@@ -176,36 +159,35 @@ def smoothed_cross_entropy(
       Szegedy et al., Rethinking the Inception Architecture, 2016; Müller et al., When Does Label Smoothing
       Help?, 2019.
     """
-    z = checks.as_logits("logits", logits)
-    axis = checks.check_axis("axis", axis, z.ndim)
-    z = jnp.moveaxis(z, axis, -1)
-    y = jnp.asarray(labels)
-    y = jnp.moveaxis(y, axis, -1) if y.ndim == z.ndim else y
-    checks.assert_target("labels", y, z)
-    y = checks.as_labels("labels", y) if jnp.issubdtype(y.dtype, jnp.integer) else y
-    if ignore_index is not None:
-        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
-        checks.check_integer("ignore_index", ignore_index)
-        kept = y != ignore_index
-        where = kept if where is None else kept & checks.as_where("where", where, y.shape)
+    batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
+    hard = _as_target(batch, labels, "labels")
+    # A uniform prior takes its classes from the loss.
+    kept = None if prior is None else batch.class_where
     if prior is not None and not isinstance(prior, Target):
         prior = checks.as_class_values("prior", prior)
-        checks.assert_class_values("prior", prior, z)
-    if class_where is not None and jnp.ndim(class_where) == z.ndim:
-        class_where = jnp.moveaxis(jnp.asarray(class_where), axis, -1)
-    # A uniform prior takes its classes from the loss.
-    target = smooth(y, smoothing, prior=prior, spread=spread, class_where=None if prior is None else class_where)
-    return _checked(z, target, where, class_where, class_weights, z_loss, -1, class_axis_name)
+        checks.assert_class_values("prior", prior, batch.logits)
+    target = smooth(hard, smoothing, prior=prior, spread=spread, class_where=kept)
+    return batch.ignoring(hard, ignore_index).apply(_cross_entropy, target=target)
+
+
+def _as_target(batch: Batch, x: Target | ArrayLike, name: str = "target") -> Target:
+    """A target, integers (*batch,), or probabilities in the shape of the logits as they were given."""
+    if isinstance(x, Target):
+        return x
+    array = checks.as_array(name, x)
+    array = batch.classes_last(array) if array.ndim == batch.logits.ndim else array
+    checks.assert_target(name, array, batch.logits)
+    return as_target(array)
 
 
 def sigmoid_cross_entropy(
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    smoothing: jax.typing.ArrayLike = 0.0,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    smoothing: ArrayLike = 0.0,
     *,
-    prior: jax.typing.ArrayLike = 0.5,
-    where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
+    prior: ArrayLike = 0.5,
+    where: ArrayLike | None = None,
+) -> Array:
     """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
 
     Args:
@@ -245,12 +227,12 @@ def sigmoid_cross_entropy(
 
 
 def with_label_smoothing(
-    loss: Callable[..., jax.Array],
-    smoothing: float | jax.Array | optax.Schedule,
+    loss: Callable[..., Array],
+    smoothing: float | Array | optax.Schedule,
     *,
     binary: bool = False,
     **smooth_options: Any,
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Array]:
     """Any optax-style `loss(logits, dense_labels, ...)`, smoothed: it then takes integer or dense labels.
 
     Labels are written out, as the wrapped loss needs them; `smoothed_cross_entropy` does without.
@@ -278,9 +260,7 @@ def with_label_smoothing(
     """
 
     @functools.wraps(loss)
-    def smoothed(
-        logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, *args: Any, step: Any = None, **kwargs: Any
-    ) -> jax.Array:
+    def smoothed(logits: ArrayLike, labels: ArrayLike, *args: Any, step: Any = None, **kwargs: Any) -> Array:
         logits = jnp.asarray(logits)
         epsilon: Any = smoothing
         if callable(smoothing):

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jax_ls import checks
 from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName
-from jax_ls.predictions import is_correct
+from jax_ls.logits import is_correct
 from jax_ls.reductions import sum_over_devices
 from jax_ls.targets import Rows
 

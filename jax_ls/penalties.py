@@ -1,39 +1,46 @@
-"""Terms on the logits that act like smoothing, one number an example, to be added to a loss with a weight.
+"""Terms on the logits that act like smoothing, one number per example, to be added to a loss with a weight.
 
     loss = cross_entropy(logits, labels) + 0.1 * penalties.max_suppression(logits)
 
-Each is the `cross_entropy` of a target that the model sets itself, so that masks, shards and memory are as there; one
-that is added to a loss of the same logits shares its maximum and Σ exp, and costs a pass or two over them.
+Each is a formula over `jax_ls.logits.Logits`, so that masks, shards and memory are those of `cross_entropy`. Without
+labels there is nothing to ignore or to weigh by class: penalties have no `ignore_index` and no `class_weights`.
 """
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.algebra import Restricted
-from jax_ls.beliefs import Belief, Beneath, Conditional, Jensen, Likeliest, Square
+from jax_ls.algebra import Restricted, Target
 from jax_ls.class_axis import AxisName
-from jax_ls.losses import cross_entropy
+from jax_ls.logits import Logits, on_logits
 from jax_ls.smoothing import Prior
 from jax_ls.targets import Uniform, as_target
 
-__all__ = ["conditional", "confidence_penalty", "jensen", "logit_norm", "margin", "max_suppression", "z_loss"]
-
-Array = jax.typing.ArrayLike
+__all__ = [
+    "conditional",
+    "confidence_penalty",
+    "jensen",
+    "logit_norm",
+    "margin",
+    "max_suppression",
+    "z_loss",
+]
 
 
 def confidence_penalty(
-    logits: Array,
-    beta: Array,
+    logits: ArrayLike,
+    beta: ArrayLike,
     *,
-    threshold: Array | None = None,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    threshold: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Low entropy costs: −β H(p), or β max(0, Γ − H(p)), which leaves predictions of entropy above Γ alone.
 
     Args:
@@ -45,9 +52,6 @@ def confidence_penalty(
     Returns:
       Penalties (*batch,) in float32 or wider.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or an axis that do not fit, by name.
-
     Example:
       >>> from jax_ls import penalties
       >>> print(penalties.confidence_penalty(jnp.array([[0.0, 0.0], [0.0, 9.0]]), 1.0).round(4))
@@ -56,26 +60,33 @@ def confidence_penalty(
     References:
       Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017.
     """
-    entropy = cross_entropy(
-        logits, Belief(), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    operands = {"beta": beta} | ({} if threshold is None else {"threshold": threshold})
+    return on_logits(
+        _confidence_penalty,
+        logits,
+        operands,
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
-    weight = _parameter("beta", beta, entropy, where)
-    if threshold is None:
-        return -weight * entropy
-    lacking = jax.nn.relu(_parameter("threshold", threshold, entropy, where) - entropy)
-    return weight * (lacking if where is None else jnp.where(where, lacking, 0))
+
+
+def _confidence_penalty(z: Logits, beta: Array, threshold: Array | None = None) -> Array:
+    beta = beta.astype(z.dtype)
+    return -beta * z.entropy() if threshold is None else beta * jax.nn.relu(threshold.astype(z.dtype) - z.entropy())
 
 
 def jensen(
-    logits: Array,
-    alpha: Array,
+    logits: ArrayLike,
+    alpha: ArrayLike,
     *,
     prior: Prior | None = None,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Generalised entropy regularisation: the skew Jensen divergence of p and a prior u, between two known penalties.
 
     [(1 − α) KL(u ‖ m) + α KL(p ‖ m)] / (α (1 − α)) with m = (1 − α) u + α p: KL(u ‖ p) at α = 1, which is label
@@ -92,7 +103,6 @@ def jensen(
       Penalties (*batch,) in float32 or wider, 0 where p is u.
 
     Raises:
-      AssertionError, TypeError: dtypes or shapes that do not fit, by name.
       ValueError: α outside [0, 1], where it is concrete.
 
     Example:
@@ -103,28 +113,57 @@ def jensen(
     References:
       Meister et al., Generalized Entropy Regularization or: There's Nothing Special about Label Smoothing, 2020.
     """
-    skew = checks.as_weight("alpha", alpha)
-    fits = (skew >= 0) & (skew <= 1)
-    if not isinstance(fits, Tracer) and not np.all(fits):
-        raise ValueError(f"alpha: expected numbers in [0, 1], got {alpha}")
+    alpha = checks.as_skew("alpha", alpha)
+    if prior is not None and not isinstance(prior, Target):
+        prior = checks.as_class_values("prior", prior)
     u = Uniform() if prior is None else as_target(prior)
     if class_where is not None and prior is not None:
         exists = jnp.asarray(class_where)
         u = Restricted(u, jnp.moveaxis(exists, axis, -1) if exists.ndim == jnp.ndim(logits) else exists)
-    target = Jensen(jnp.where(fits, skew, jnp.nan), u)
-    return cross_entropy(
-        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    return on_logits(
+        _jensen,
+        logits,
+        {"alpha": alpha, "prior": u},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
 
 
+def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
+    # J_α(u ‖ p) = J_{1−α}(p ‖ u), so that α ≤ ½ may be had: of (a, b) = (u, p), else (p, u), and c = min(α, 1 − α),
+    # J = Σ_k b s / (1 − c) − (a + b c / (1 − c)) log(1 + c (eˢ − 1)) / c with s = log(b / a). Nothing cancels as c -> 0.
+    alpha = alpha.astype(z.dtype)
+    c = jnp.minimum(alpha, 1 - alpha)
+    per_c = jnp.where(c == 0, 0, 1 / jnp.where(c == 0, 1, c))
+    u_is_a = jnp.where(alpha <= 0.5, 1, 0).astype(z.dtype)
+    u = z.probs(prior)
+
+    def term(v, lse, c, per_c, scale, ends, flip, u_is_a, p_is_a, high, low, zero):
+        log_p = _at_least(v - lse, low)
+        p = jnp.exp(log_p)
+        s = flip * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
+        # An exponent of 60 is as good as more, and its derivative too, but where c is 0: there s counts in full, and
+        # a (log m) / c is b − a.
+        e = _at_most(s, high)
+        beyond = jax.lax.stop_gradient(ends * jnp.maximum(s - high, zero))
+        log_m = jnp.log1p(c * jnp.expm1(e))
+        a, b = u_is_a * u + p_is_a * p, p_is_a * u + u_is_a * p
+        return scale * b * (e - log_m + beyond) - a * (per_c * log_m) - ends * (b - a)
+
+    ends = jnp.where(c == 0, 1, 0).astype(z.dtype)
+    return z.sum(term, z.lse, c, per_c, 1 / (1 - c), ends, 2 * u_is_a - 1, u_is_a, 1 - u_is_a, 60.0, -1e30, 0.0)
+
+
 def max_suppression(
-    logits: Array,
+    logits: ArrayLike,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """max_k z_k − mean_k z_k: label smoothing's term with the largest logit where that has the label's.
 
     Smoothing adds ε (z_y − mean z), which pushes the label down even where another class wins. Of classes that tie for
@@ -137,9 +176,6 @@ def max_suppression(
     Returns:
       Penalties (*batch,) in float32 or wider.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or an axis that do not fit, by name.
-
     Example:
       >>> from jax_ls import penalties
       >>> print(penalties.max_suppression(jnp.array([[3.0, 0.0, 0.0]])))
@@ -148,21 +184,29 @@ def max_suppression(
     References:
       Zhou et al., MaxSup: Overcoming Representation Collapse in Label Smoothing, 2025.
     """
-    target = Uniform() + -1.0 * Likeliest()
-    return cross_entropy(
-        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    return on_logits(
+        _max_suppression,
+        logits,
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
 
 
+def _max_suppression(z: Logits) -> Array:
+    return z.pick(z.likeliest) - z.mean()
+
+
 def margin(
-    logits: Array,
-    margin: Array = 10.0,
+    logits: ArrayLike,
+    margin: ArrayLike = 10.0,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Logits further than m below the largest cost: mean_k max(0, max z − z_k − m). Margin-based label smoothing.
 
     Args:
@@ -173,9 +217,6 @@ def margin(
     Returns:
       Penalties (*batch,) in float32 or wider; the paper weighs them with 0.1.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or an axis that do not fit, by name.
-
     Example:
       >>> from jax_ls import penalties
       >>> print(penalties.margin(jnp.array([[15.0, 0.0], [5.0, 0.0]]), 10.0))
@@ -184,23 +225,32 @@ def margin(
     References:
       Liu et al., The Devil is in the Margin: Margin-based Label Smoothing for Network Calibration, 2022.
     """
-    target = Beneath(checks.as_weight("margin", margin))
-    return cross_entropy(
-        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    return on_logits(
+        _margin,
+        logits,
+        {"margin": margin},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
 
 
+def _margin(z: Logits, margin: Array) -> Array:
+    return z.sum(lambda v, top, m, zero: jnp.maximum(top - v - m, zero), z.top, margin, 0.0) / z.num_classes
+
+
 def conditional(
-    logits: Array,
-    margin: Array = 10.0,
+    logits: ArrayLike,
+    margin: ArrayLike = 10.0,
     *,
-    over: Array = 1.0,
-    under: Array = 0.1,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    over: ArrayLike = 1.0,
+    under: ArrayLike = 0.1,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Adaptive and conditional smoothing: the largest logit pushed below m, the others to within m of it.
 
     λ₁ max(0, max z − m)² + λ₂ mean_{k ≠ argmax} max(0, max z − z_k − m)², the second maximum a constant to
@@ -215,9 +265,6 @@ def conditional(
     Returns:
       Penalties (*batch,) in float32 or wider; the paper weighs them with 0.1.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or an axis that do not fit, by name.
-
     Example:
       >>> from jax_ls import penalties
       >>> print(penalties.conditional(jnp.array([[12.0, 0.0], [5.0, 0.0]]), 10.0, under=0.5))
@@ -226,22 +273,32 @@ def conditional(
     References:
       Park et al., ACLS: Adaptive and Conditional Label Smoothing for Network Calibration, 2023.
     """
-    target = Conditional(
-        checks.as_weight("margin", margin), checks.as_weight("over", over), checks.as_weight("under", under)
+    return on_logits(
+        _conditional,
+        logits,
+        {"margin": margin, "over": over, "under": under},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
-    return cross_entropy(
-        logits, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
-    )
+
+
+def _conditional(z: Logits, margin: Array, over: Array, under: Array) -> Array:
+    margin, over, under = (x.astype(z.dtype) for x in (margin, over, under))
+    depths = z.sum(lambda v, top, m, zero: jnp.square(jnp.maximum(top - v - m, zero)), z.shift, margin, 0.0)
+    others = jnp.maximum(z.num_classes - 1, 1)
+    return over * jnp.square(jax.nn.relu(z.top - margin)) + under * depths / others
 
 
 def logit_norm(
-    logits: Array,
+    logits: ArrayLike,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """½ ‖z‖², over the classes that exist. Not the LogitNorm loss (Wei et al. 2022), which divides z by its norm.
 
     Args:
@@ -251,9 +308,6 @@ def logit_norm(
     Returns:
       Penalties (*batch,) in float32 or wider.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or an axis that do not fit, by name.
-
     Example:
       >>> from jax_ls import penalties
       >>> print(penalties.logit_norm(jnp.array([[3.0, 4.0]])))
@@ -262,19 +316,28 @@ def logit_norm(
     References:
       Kornblith et al., Why Do Better Loss Functions Lead to Less Transferable Features?, 2021 (logit penalty).
     """
-    return cross_entropy(
-        logits, Square(), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+    return on_logits(
+        _logit_norm,
+        logits,
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
 
 
+def _logit_norm(z: Logits) -> Array:
+    return z.sum(jnp.square) / 2
+
+
 def z_loss(
-    logits: Array,
+    logits: ArrayLike,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """lse(z)²: keeps the normaliser near 1. The `z_loss` of the losses, as a term of its own.
 
     Args:
@@ -284,9 +347,6 @@ def z_loss(
     Returns:
       Penalties (*batch,) in float32 or wider; PaLM weighs them with 1e-4.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or an axis that do not fit, by name.
-
     Example:
       >>> from jax_ls import penalties
       >>> print(f"{penalties.z_loss(jnp.zeros(4)):.4f}")
@@ -295,14 +355,37 @@ def z_loss(
     References:
       Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022.
     """
-    nothing = 0.0 * Uniform()
-    return cross_entropy(
-        logits, nothing, where=where, class_where=class_where, z_loss=1.0, axis=axis, class_axis_name=class_axis_name
+    return on_logits(
+        _z_loss,
+        logits,
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
     )
 
 
-def _parameter(name: str, x: Array, like: jax.Array, where: Array | None) -> jax.Array:
-    """() or (*batch,) in the dtype of the penalties; 0 for examples that do not count."""
-    value = checks.as_weight(name, x)
-    checks.assert_shape(name, value, [(), like.shape], f"() or {like.shape}, the shape of the batch")
-    return value.astype(like.dtype) if where is None else jnp.where(where, value.astype(like.dtype), 0)
+def _z_loss(z: Logits) -> Array:
+    return jnp.square(z.lse)
+
+
+@jax.custom_jvp
+def _at_least(x: Array, low: Array) -> Array:
+    """max(x, low), with the derivative of x: arithmetic, where a select would be written out."""
+    return jnp.maximum(x, low)
+
+
+@_at_least.defjvp
+def _at_least_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    return _at_least(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def _at_most(x: Array, high: Array) -> Array:
+    """min(x, high), with the derivative of x."""
+    return jnp.minimum(x, high)
+
+
+@_at_most.defjvp
+def _at_most_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    return _at_most(*primals), tangents[0]

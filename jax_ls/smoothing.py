@@ -1,10 +1,14 @@
 """labels -> q: how much mass leaves the label, and where it goes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Restricted, Target, pytree
@@ -14,16 +18,16 @@ from jax_ls.targets import Dense, OneHot, Uniform, as_target
 __all__ = ["Prior", "Spread", "smooth", "smooth_binary_labels", "smooth_labels"]
 
 Spread = Literal["all", "others"]
-Prior = Target | jax.typing.ArrayLike
+Prior = Target | ArrayLike
 
 
 def smooth(
-    labels: Target | jax.typing.ArrayLike,
-    smoothing: jax.typing.ArrayLike,
+    labels: Target | ArrayLike,
+    smoothing: ArrayLike,
     *,
     prior: Prior | None = None,
     spread: Spread = "all",
-    class_where: jax.typing.ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
 ) -> Target:
     """Smoothed targets, as a structure of the size of the labels.
 
@@ -55,23 +59,26 @@ def smooth(
     checks.check_option("spread", spread, ("all", "others"))
     hard = as_target(labels)
     epsilon = checks.as_weight("smoothing", smoothing)
-    _check_epsilon(hard, epsilon)
-    soft = _prior(prior, class_where)
+    checks.check_values("smoothing", smoothing, lambda x: x <= 1, "numbers <= 1, for the label to keep its mass")
+    batch = _batch(hard)
+    if epsilon.ndim and batch is not None:
+        checks.assert_shape("smoothing", epsilon, [(), batch], f"() or {batch}, the shape of the batch")
+    soft = _prior(prior, class_where, batch)
     if spread == "others":
         return _Others(hard, epsilon, soft)
     return (1 - epsilon) * hard + epsilon * soft
 
 
 def smooth_labels(
-    labels: jax.typing.ArrayLike,
-    smoothing: jax.typing.ArrayLike,
+    labels: ArrayLike,
+    smoothing: ArrayLike,
     *,
     num_classes: int | None = None,
     prior: Prior | None = None,
     spread: Spread = "all",
-    class_where: jax.typing.ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
-) -> jax.Array:
+) -> Array:
     """Smoothed labels written out, for a loss that takes arrays. The losses of jax_ls do without: see `smooth`.
 
     Args:
@@ -125,9 +132,7 @@ def smooth_labels(
     return jnp.moveaxis(probs, -1, axis).astype(dtype)
 
 
-def smooth_binary_labels(
-    labels: jax.typing.ArrayLike, smoothing: jax.typing.ArrayLike, *, prior: jax.typing.ArrayLike = 0.5
-) -> jax.Array:
+def smooth_binary_labels(labels: ArrayLike, smoothing: ArrayLike, *, prior: ArrayLike = 0.5) -> Array:
     """Smoothed binary or multi-label targets, element by element: (1 − ε) y + ε · prior.
 
     Args:
@@ -161,55 +166,118 @@ def smooth_binary_labels(
 @pytree(epsilon=0)
 @dataclass(frozen=True, eq=False)
 class _Others(Target):
-    """(1 − ε) on the label and ε u_k / (1 − u_y) on the others; all on the label where there are no others.
+    """(1 − ε) on the label and ε u_k / Σ_{j≠y} u_j on the others, whose sum is taken without u_y: 1 − u_y would cancel.
 
-    Held back until K, or this device's share of u, is known: u_y is what it needs.
+    Where all of u is on the label, the others share ε equally. Where there are no others, the label keeps everything.
     """
 
     hard: Target
-    epsilon: jax.Array
+    epsilon: Array
     prior: Target
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
-        return self._mixture(axis).contract(values, axis)
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
+        if values is None and axis.weights is None:
+            # Spreading changes no mass.
+            return self.hard.contract(None, axis)
+        if not isinstance(self.hard, OneHot):
+            return axis.dot(self.probs_on(replace(axis, weights=None)), values)
+        if isinstance(self.prior, Uniform):
+            return self._with_uniform(self.prior, axis).contract(values, axis)
+        kept, spread, others = self._of_labels(self.hard.labels, replace(axis, weights=None))
+        off = axis.dot(others, values)
+        return (kept * self.hard).contract(values, axis).astype(off.dtype) + spread.astype(off.dtype) * off
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
-        return self._mixture(axis).probs_on(axis)
+    def probs_on(self, axis: ClassAxis) -> Array:
+        axis = replace(axis, weights=None)
+        if not isinstance(self.hard, OneHot):
+            return self._of_dense(axis)
+        if isinstance(self.prior, Uniform):
+            return self._with_uniform(self.prior, axis).probs_on(axis)
+        kept, spread, others = self._of_labels(self.hard.labels, axis)
+        kept, spread = (jnp.broadcast_to(x, self.hard.labels.shape)[..., None] for x in (kept, spread))
+        return kept * self.hard.probs_on(axis).astype(others.dtype) + spread * others
 
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return self._mixture(axis).at(labels, axis)
+    def _with_uniform(self, prior: Uniform, axis: ClassAxis) -> Target:
+        """The mixture with the uniform distribution: there 1 − u_y = 1 − 1/K, which does not cancel."""
+        count = (axis if prior.where is None else axis.restricted(prior.where)).count()
+        alone = count <= 1
+        raised = jnp.where(alone, 0, self.epsilon / jnp.where(alone, 1, 1 - 1 / count).astype(self.epsilon.dtype))
+        return (1 - raised) * self.hard + raised * prior
 
-    def _mixture(self, axis: ClassAxis) -> Target:
-        if axis.size is None and axis.weights is None:
-            # Only the mass is asked for, which no spreading changes.
-            return (1 - self.epsilon) * self.hard + self.epsilon * self.prior
-        if isinstance(self.hard, OneHot):
-            raised = _raised(self.epsilon, self.prior.at(self.hard.labels, axis))
-            return (1 - raised) * self.hard + raised * self.prior
+    def _of_labels(self, labels: Array, axis: ClassAxis) -> tuple[Array, Array, Array]:
+        """What the label keeps and what is spread, () or (*batch,); and how it is spread, (*batch, K), 0 on the label."""
         u = self.prior.probs_on(axis)
-        ndim = max(u.ndim, self.epsilon.ndim + 1)
-        raised = _raised(align(self.epsilon[..., None], ndim), align(u, ndim))
-        bare = replace(axis, weights=None)
-        return self.hard.weighted(1 - raised) + self.hard.weighted(raised).contract(None, bare) * self.prior
+        ndim = labels.ndim + 1
+        away = axis.away(labels, u.dtype)
+        if u.ndim == 1:
+            rest = axis.take(_without_each(u, axis), labels[..., None])[..., 0]
+        else:
+            rest = axis.psum(jnp.sum(u * away, axis=-1))
+        count = axis.count().astype(u.dtype)
+        sure = rest == 0
+        by_prior = jnp.where(sure, 0, 1 / jnp.where(sure, 1, rest))
+        equally = jnp.where(sure, 1 / jnp.maximum(count - 1, 1), 0)
+        shares = align(u, ndim) * by_prior[..., None] + align(axis.exists(u.dtype), ndim) * equally[..., None]
+        epsilon = jnp.where(count > 1, self.epsilon.astype(u.dtype), 0)
+        return 1 - epsilon, epsilon, shares * away
+
+    def _of_dense(self, axis: ClassAxis) -> Array:
+        """Each label j in turn, with weight h_j: u_k / Σ_{i≠j} u_i for k ≠ j, or 1 / (K − 1) where that sum is 0."""
+        hard, u = checks.same_dtype(self.hard.probs_on(axis), self.prior.probs_on(axis))
+        ndim = max(hard.ndim, u.ndim, self.epsilon.ndim + 1)
+        hard, u, exists = align(hard, ndim), align(u, ndim), align(axis.exists(u.dtype), ndim)
+        epsilon = align(self.epsilon[..., None], ndim).astype(u.dtype)
+        count = axis.count().astype(u.dtype)
+        count = align(count[..., None], ndim) if count.ndim else count
+        rest = _without_each(u, axis)
+        sure = rest == 0
+        by_prior = u * _without_each(jnp.where(sure, 0, hard / jnp.where(sure, 1, rest)), axis)
+        equally = exists * _without_each(jnp.where(sure, hard, 0), axis) / jnp.maximum(count - 1, 1)
+        return jnp.where(count > 1, (1 - epsilon) * hard + epsilon * (by_prior + equally), hard)
 
 
-def _raised(epsilon: jax.Array, u_y: jax.Array) -> jax.Array:
-    """ε / (1 − u_y); 0 where u_y = 1."""
-    alone = u_y >= 1
-    return jnp.where(alone, 0, epsilon.astype(u_y.dtype) / jnp.where(alone, 1, 1 - u_y))
+def _without_each(x: Array, axis: ClassAxis) -> Array:
+    """Σ_{j≠k} x_j for each k, of numbers that are not negative.
+
+    The sum less x_k cancels where x_k is most of it. Only the largest can be: its sum is taken without it.
+    """
+    is_top = x == axis.pmax(jnp.max(x, axis=-1, keepdims=True))
+
+    def summed(terms: Array) -> Array:
+        return axis.psum(jnp.sum(terms, axis=-1, keepdims=True, dtype=x.dtype))
+
+    ties = summed(is_top)
+    top = summed(jnp.where(is_top, x, 0)) / ties
+    rest = summed(jnp.where(is_top, 0, x))
+    return jnp.where(is_top, rest + (ties - 1) * top, (rest - x) + ties * top)
 
 
-def _prior(prior: Prior | None, class_where: jax.typing.ArrayLike | None) -> Target:
+def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int, ...] | None) -> Target:
     where = None if class_where is None else checks.as_class_where("class_where", class_where)
+    if where is not None:
+        _check_rows("class_where", where, batch)
     if prior is None:
         return Uniform(where)
     if not isinstance(prior, Target):
         prior = checks.as_class_values("prior", prior)
+        _check_rows("prior", prior, batch)
+        if prior.ndim == 2 and prior.shape[0] == prior.shape[1] and batch == prior.shape[:1]:
+            raise ValueError(
+                f"prior: expected (K,), or a Target, got {checks.describe(prior)} for a batch of K examples, which may be "
+                "one row per label, Rows(prior, labels), or one row per example, Dense(prior)"
+            )
     target = as_target(prior)
     return target if where is None else Restricted(target, where)
 
 
-def _check_epsilon(hard: Target, epsilon: jax.Array) -> None:
-    if epsilon.ndim and isinstance(hard, OneHot | Dense):
-        batch = hard.labels.shape if isinstance(hard, OneHot) else hard.probabilities.shape[:-1]
-        checks.assert_shape("smoothing", epsilon, [(), batch], f"() or {batch}, the shape of the batch")
+def _check_rows(name: str, x: Array, batch: tuple[int, ...] | None) -> None:
+    """`x` is (K,) or (*batch, K)."""
+    if batch is not None and x.ndim > 1:
+        checks.assert_shape(name, x, [(*batch, x.shape[-1])], f"(K,) or {(*batch, 'K')}, for labels {batch}")
+
+
+def _batch(hard: Target) -> tuple[int, ...] | None:
+    """The batch axes of labels, where they are known."""
+    if isinstance(hard, OneHot):
+        return hard.labels.shape
+    return hard.probabilities.shape[:-1] if isinstance(hard, Dense) else None

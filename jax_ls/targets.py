@@ -1,10 +1,13 @@
 """q: the kinds of target distribution. Sums and weights of them are targets too; see `jax_ls.algebra`."""
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target, pytree
@@ -29,22 +32,19 @@ class OneHot(Target):
       [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
 
-    labels: jax.Array
+    labels: Array
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", checks.as_labels("labels", self.labels))
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         checks.assert_batch("labels", self.labels, values)
         return axis.pick(values, self.labels[..., None])[..., 0]
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         labels = self.labels[..., None]
         hit = axis.columns(labels)[..., 0, :]
         return jnp.where(axis.contains(labels), hit.astype(jnp.result_type(float)), jnp.nan)
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return (self.labels == labels).astype(jnp.result_type(float))
 
 
 @pytree(where=1)
@@ -63,20 +63,17 @@ class Uniform(Target):
       [0.5, 0.5, 0.0, 0.0]
     """
 
-    where: jax.Array | None = None
+    where: Array | None = None
 
     def __post_init__(self) -> None:
         if self.where is not None:
             object.__setattr__(self, "where", checks.as_class_where("where", self.where))
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         return self._kept(axis).mean(values)
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         return self._kept(axis).uniform()
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return axis.take(self._kept(axis).uniform(), labels[..., None])[..., 0]
 
     def _kept(self, axis: ClassAxis) -> ClassAxis:
         if self.where is None:
@@ -101,24 +98,21 @@ class Dense(Target):
       [1.0, 3.0]
     """
 
-    probabilities: jax.Array
+    probabilities: Array
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "probabilities", checks.as_class_values("probabilities", self.probabilities))
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         checks.assert_class_values("probabilities", self.probabilities, values)
         return axis.dot(self.probabilities, values)
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         checks.assert_num_classes("probabilities", self.probabilities, axis.size)
         if axis.where is None:
             return self.probabilities
         ndim = max(self.probabilities.ndim, axis.where.ndim)
         return jnp.where(align(axis.where, ndim), align(self.probabilities, ndim), 0)
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
 
 
 @pytree(table=2, labels=0)
@@ -138,8 +132,8 @@ class Rows(Target):
       [[0.5, 0.5], [0.75, 0.25]]
     """
 
-    table: jax.Array
-    labels: jax.Array
+    table: Array
+    labels: Array
 
     def __post_init__(self) -> None:
         table = checks.as_class_values("table", self.table)
@@ -147,18 +141,15 @@ class Rows(Target):
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "labels", checks.as_labels("labels", self.labels))
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         checks.assert_batch("labels", self.labels, values)
         return axis.dot(self.probs_on(axis), values)
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         checks.assert_num_classes("table", self.table, axis.size)
         known = ClassAxis(self.table.shape[0], rows=axis.rows).contains(self.labels[..., None])
         dense = Dense(look_up(self.table, self.labels)).probs_on(axis)
         return jnp.where(known, dense, jnp.nan)
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return axis.take(self.probs_on(axis), labels[..., None])[..., 0]
 
 
 @pytree("num_classes", indices=1, weights=1)
@@ -181,8 +172,8 @@ class Sparse(Target):
       [[0.75, 0.0, 0.25]]
     """
 
-    indices: jax.Array
-    weights: jax.Array
+    indices: Array
+    weights: Array
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
@@ -192,7 +183,7 @@ class Sparse(Target):
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "weights", weights)
 
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
+    def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         self._check(axis)
         checks.assert_batch("indices", self.indices[..., 0], values)
         picked = axis.pick(values, self.indices)
@@ -202,21 +193,18 @@ class Sparse(Target):
         # One by one: over a short last axis XLA on CPU takes up to thirty times as long for a sum.
         return functools.reduce(jnp.add, (terms[..., s] for s in range(terms.shape[-1])))
 
-    def probs_on(self, axis: ClassAxis) -> jax.Array:
+    def probs_on(self, axis: ClassAxis) -> Array:
         self._check(axis)
         known = axis.contains(self.indices) & ~jnp.isnan(self.weights) | (self.weights == 0)
         probs = jnp.sum(jnp.where(axis.columns(self.indices), self.weights[..., None], 0), axis=-2)
         return jnp.where(jnp.all(known, axis=-1, keepdims=True), probs, jnp.nan)
-
-    def at(self, labels: jax.Array, axis: ClassAxis) -> jax.Array:
-        return jnp.sum(jnp.where(self.indices == labels[..., None], self.weights, 0), axis=-1)
 
     def _check(self, axis: ClassAxis) -> None:
         if self.num_classes is not None and axis.size is not None:
             checks.assert_total("target", self.num_classes, axis.size * axis.num_devices)
 
 
-def as_target(x: Target | jax.typing.ArrayLike) -> Target:
+def as_target(x: Target | ArrayLike) -> Target:
     """Targets as they are, integers as `OneHot`, real numbers as `Dense`."""
     if isinstance(x, Target):
         return x

@@ -48,11 +48,14 @@ def restrict(u: Array, exists: Array | None) -> Array:
     return u if exists is None else u * exists / np.sum(u * exists)
 
 
-def others(label: int, epsilon: complex, u: Array) -> Array:
-    """Exactly 1 − ε on the label; ε over the others, as u would share it among them."""
-    if u[label] == 1:
+def others(label: int, epsilon: complex, u: Array, exists: Array | None = None) -> Array:
+    """Exactly 1 − ε on the label; ε over the others, as u shares it among them, equally where all of u is on the label."""
+    rest = np.ones(len(u)) if exists is None else exists.astype(float)
+    rest[label] = 0
+    if rest.sum() == 0:
         return one_hot(label, len(u))
-    q = epsilon * u / (1 - u[label])
+    shares = u * rest if np.sum(u * rest) != 0 else rest
+    q = epsilon * shares / np.sum(shares)
     q[label] = 1 - epsilon
     return q
 
@@ -65,7 +68,7 @@ def smooth(
     u = uniform(num_classes, exists) if prior is None else restrict(prior, exists)
     if spread == "all":
         return (1 - epsilon) * hard + epsilon * u
-    return sum(share * others(label, epsilon, u) for label, share in enumerate(hard) if share != 0)
+    return sum(share * others(label, epsilon, u, exists) for label, share in enumerate(hard) if share != 0)
 
 
 def cross_entropy(

@@ -80,8 +80,8 @@ def test_smooth_labels_and_their_derivative(case):
             [[0, 1 / 6, 0.5, 1 / 6, 1 / 6], [0, 0.5, 1 / 6, 1 / 6, 1 / 6]],
             {"labels": [2, 1], "smoothing": 0.5, "num_classes": 5, "spread": "others", "class_where": [0, 1, 1, 1, 1]},
         ),
-        # A label that has all of the prior keeps all of the mass.
-        ([[0, 1, 0]], {"labels": [1], "smoothing": 0.5, "num_classes": 3, "spread": "others", "prior": [0.0, 1, 0]}),
+        # Where the label has all of the prior, the others share ε equally.
+        ([[0.25, 0.5, 0.25]], {"labels": [1], "smoothing": 0.5, "num_classes": 3, "spread": "others", "prior": [0.0, 1, 0]}),
     ],
 )
 def test_figures_that_others_printed(expected, arguments):

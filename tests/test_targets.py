@@ -185,5 +185,5 @@ def test_a_target_that_defines_nothing_says_what_is_missing():
         Nothing().mass()
     with pytest.raises(TypeError, match=r"Nothing does not define probs_on"):
         Nothing().probs(3)
-    with pytest.raises(TypeError, match=r"Nothing does not define at"):
+    with pytest.raises(TypeError, match=r"Nothing does not define probs_on"):
         smooth(jnp.array([0]), 0.1, prior=Nothing(), spread="others").probs(3)

@@ -1,16 +1,20 @@
 """A feedback loop on ε. State in, state out: it goes through `jit`, `scan` and checkpoints like any other."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName
-from jax_ls.predictions import Array, Predicted, is_correct, log_prob, one_hot
+from jax_ls.logits import Logits, on_logits
 from jax_ls.reductions import sum_over_devices
 
 __all__ = ["CalibrationController", "CalibrationState"]
@@ -27,8 +31,8 @@ class CalibrationState:
       0.25
     """
 
-    smoothing: jax.Array
-    gap: jax.Array
+    smoothing: Array
+    gap: Array
 
 
 @pytree()
@@ -60,11 +64,11 @@ class CalibrationController:
       Steers by the gap as AdaFocal does: Ghosh et al., AdaFocal, 2022.
     """
 
-    initial: Array = 0.1
-    low: Array = 0.0
-    high: Array = 0.3
-    rate: Array = 0.01
-    decay: Array = 0.99
+    initial: ArrayLike = 0.1
+    low: ArrayLike = 0.0
+    high: ArrayLike = 0.3
+    rate: ArrayLike = 0.01
+    decay: ArrayLike = 0.99
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in type(self).__annotations__}
@@ -85,11 +89,11 @@ class CalibrationController:
     def update(
         self,
         state: CalibrationState,
-        logits: Array,
-        labels: Array,
+        logits: ArrayLike,
+        labels: ArrayLike,
         *,
-        where: Array | None = None,
-        class_where: Array | None = None,
+        where: ArrayLike | None = None,
+        class_where: ArrayLike | None = None,
         axis: int = -1,
         batch_axis_name: AxisName | None = None,
     ) -> CalibrationState:
@@ -100,14 +104,9 @@ class CalibrationController:
           logits, labels, where, class_where, axis: as in `confidence`.
           batch_axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`.
         """
-        target = one_hot(labels)
-        log_y = log_prob(logits, target, where, class_where, axis, None)
-        log_top = log_prob(logits, Predicted(), where, class_where, axis, None)
-        counted = ~jnp.isnan(log_y + log_top)
-        if where is not None:
-            counted &= jnp.asarray(where)
-        correct = is_correct(logits, target.labels, class_where, axis)
-        surplus = jnp.exp(log_top) - correct.astype(log_top.dtype)
+        y = checks.as_labels("labels", labels)
+        options = {"where": where, "class_where": class_where, "axis": axis}
+        surplus, counted = jax.lax.stop_gradient(on_logits(_overconfidence, logits, {"labels": y}, **options))
         total = jnp.sum(jnp.where(counted, surplus, 0)).astype(state.gap.dtype)
         count = jnp.sum(counted).astype(state.gap.dtype)
         total, count = sum_over_devices((total, count), batch_axis_name)
@@ -119,3 +118,10 @@ class CalibrationController:
         smoothing = jnp.clip(state.smoothing + rate * gap.astype(state.smoothing.dtype), low, high)
         moved = CalibrationState(smoothing, gap)
         return jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)
+
+
+def _overconfidence(z: Logits, labels: Array) -> tuple[Array, Array]:
+    """max p − [argmax p = y], and whether the example counts: its logits are numbers and its label names a class."""
+    log_top = -z.log_total
+    surplus = jnp.exp(log_top) - (z.likeliest == labels).astype(z.dtype)
+    return surplus, ~jnp.isnan(z.log_prob(labels) + log_top)

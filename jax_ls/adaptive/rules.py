@@ -1,27 +1,30 @@
-"""Rules that give ε of each example from what the model predicts."""
+"""ε by what the model believes of each example."""
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.beliefs import Belief
 from jax_ls.class_axis import AxisName, flat, multiply
-from jax_ls.predictions import Array, Rival, log_prob, one_hot
+from jax_ls.logits import Logits, on_logits
 
 __all__ = ["beta", "confidence", "entropy", "margin", "uncertainty"]
 
 
 def confidence(
-    logits: Array,
-    labels: Array,
-    smoothing: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    gamma: Array = 1.0,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    gamma: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """ε p_y^γ: the surer the model is of the label, the more it is smoothed. With ε = γ = 1, p_y itself.
 
     Args:
@@ -36,7 +39,7 @@ def confidence(
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
 
     Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes, `axis`, or a γ < 0, by name.
+      ValueError: a concrete γ < 0; a traced one gives NaN.
 
     Example:
       >>> from jax_ls import adaptive
@@ -48,20 +51,33 @@ def confidence(
       Smooths the confident, as do Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022, by entropy.
     """
     checks.check_values("gamma", gamma, lambda x: x >= 0, "numbers >= 0")
-    log_p = log_prob(logits, one_hot(labels), where, class_where, axis, class_axis_name)
-    return _epsilon(smoothing, jnp.exp(multiply(_parameter("gamma", gamma, log_p), log_p)), where)
+    return on_logits(
+        _confidence,
+        logits,
+        {"labels": checks.as_labels("labels", labels), "smoothing": smoothing, "gamma": gamma},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
+    )
+
+
+def _confidence(z: Logits, labels: Array, smoothing: Array, gamma: Array) -> Array:
+    log_p = jax.lax.stop_gradient(z.log_prob(labels))
+    gamma = jnp.where(gamma >= 0, gamma, jnp.nan).astype(z.dtype)
+    return smoothing.astype(z.dtype) * jnp.exp(multiply(gamma, log_p))
 
 
 def uncertainty(
-    logits: Array,
-    labels: Array,
-    smoothing: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """ε (1 − p_y): the less the model believes the label, the more it is smoothed.
 
     Args:
@@ -70,9 +86,6 @@ def uncertainty(
 
     Returns:
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
-
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or `axis`, by name.
 
     Example:
       >>> from jax_ls import adaptive
@@ -83,20 +96,31 @@ def uncertainty(
     References:
       Smooths the doubtful: Maher & Kull, Instance-based Label Smoothing, 2021; in spirit Reed et al., 2014.
     """
-    log_p = log_prob(logits, one_hot(labels), where, class_where, axis, class_axis_name)
-    return _epsilon(smoothing, -jnp.expm1(log_p), where)
+    return on_logits(
+        _uncertainty,
+        logits,
+        {"labels": checks.as_labels("labels", labels), "smoothing": smoothing},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
+    )
+
+
+def _uncertainty(z: Logits, labels: Array, smoothing: Array) -> Array:
+    return -smoothing.astype(z.dtype) * jnp.expm1(jax.lax.stop_gradient(z.log_prob(labels)))
 
 
 def margin(
-    logits: Array,
-    labels: Array,
-    smoothing: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """ε max(0, p_y − max_{k≠y} p_k): smoothed by how far the label leads, not at all where it does not lead.
 
     Smoothing a misclassified example pushes down a label that is too low already; this rule never does.
@@ -107,9 +131,6 @@ def margin(
     Returns:
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
 
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or `axis`, by name.
-
     Example:
       >>> from jax_ls import adaptive
       >>> logits, labels = jnp.log(jnp.array([[0.75, 0.25], [0.75, 0.25]])), jnp.array([0, 1])
@@ -119,21 +140,31 @@ def margin(
     References:
       Smooths the confident. The argument for sparing the misclassified: Zhou et al., MaxSup, 2025.
     """
-    target = one_hot(labels)
-    log_p = log_prob(logits, target, where, class_where, axis, class_axis_name)
-    log_rival = log_prob(logits, Rival(target.labels), where, class_where, axis, class_axis_name)
-    return _epsilon(smoothing, jnp.maximum(jnp.exp(log_p) - jnp.exp(log_rival), 0), where)
+    return on_logits(
+        _margin,
+        logits,
+        {"labels": checks.as_labels("labels", labels), "smoothing": smoothing},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
+    )
+
+
+def _margin(z: Logits, labels: Array, smoothing: Array) -> Array:
+    lead = jnp.exp(jax.lax.stop_gradient(z.log_prob(labels))) - jnp.exp(z.log_rival(labels))
+    return smoothing.astype(z.dtype) * jnp.maximum(lead, 0)
 
 
 def entropy(
-    logits: Array,
-    smoothing: Array,
+    logits: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """ε (1 − H(p) / log K): the surer the model is, of whatever class, the more it is smoothed. It asks for no label.
 
     Args:
@@ -141,9 +172,6 @@ def entropy(
 
     Returns:
       ε of each example, (*batch,), in float32 or wider.
-
-    Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes or `axis`, by name.
 
     Example:
       >>> from jax_ls import adaptive
@@ -153,21 +181,31 @@ def entropy(
     References:
       Smooths the confident: Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022.
     """
-    options = where, class_where, axis, class_axis_name
-    h = -log_prob(logits, Belief(), *options)
-    size = _num_classes(jnp.asarray(logits), class_where, axis, class_axis_name).astype(h.dtype)
+    return on_logits(
+        _entropy,
+        logits,
+        {"smoothing": smoothing},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
+    )
+
+
+def _entropy(z: Logits, smoothing: Array) -> Array:
     # One class leaves nothing to doubt. Rounding does not take H beyond log K.
-    return _epsilon(smoothing, jnp.maximum(1 - h / jnp.log(jnp.where(size > 1, size, jnp.e)), 0), where)
+    most = jnp.log(jnp.where(z.num_classes > 1, z.num_classes, jnp.e))
+    return smoothing.astype(z.dtype) * jnp.maximum(1 - jax.lax.stop_gradient(z.entropy()) / most, 0)
 
 
 def beta(
-    key: jax.Array,
-    averaged: Array,
-    smoothing: Array,
+    key: Array,
+    averaged: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    concentration: Array = 3.0,
-    where: Array | None = None,
-) -> jax.Array:
+    concentration: ArrayLike = 3.0,
+    where: ArrayLike | None = None,
+) -> Array:
     """ε (1 − b), b ~ Beta(a, 1) dealt out in the order of belief: the least believed label gets the smallest draw.
 
     With `spread="others"`: 1 − ε (1 − b) on the label, the rest shared by the other classes. Only the order of the
@@ -185,7 +223,7 @@ def beta(
       ε of each example, (*batch,). Examples are ranked within the array: inside `shard_map`, on each device.
 
     Raises:
-      AssertionError, TypeError, ValueError: dtypes, shapes, or a <= 0, by name.
+      ValueError: a concrete a <= 0; a traced one gives NaN.
 
     Example:
       >>> from jax_ls import adaptive
@@ -199,36 +237,12 @@ def beta(
     """
     p = jax.lax.stop_gradient(checks.as_weight("averaged", averaged))
     kept = jnp.ones(p.shape, bool) if where is None else checks.as_where("where", where, p.shape)
-    a = checks.as_weight("concentration", concentration).astype(p.dtype)
+    a = checks.as_positive("concentration", concentration).astype(p.dtype)
     checks.assert_shape("concentration", a, [()], "a number")
-    checks.check_values("concentration", concentration, lambda x: x > 0, "a number > 0")
+    epsilon = checks.as_batch_numbers("smoothing", smoothing, p.shape).astype(p.dtype)
     # P(b <= x) = x^a, inverted.
     draws = jax.random.uniform(key, (p.size,), p.dtype, minval=jnp.finfo(p.dtype).tiny) ** (1 / a)
     ranked = jnp.sort(jnp.where(flat(kept), draws, jnp.inf))
     order = jnp.argsort(flat(jnp.where(kept, p, jnp.inf)))
     b = jnp.zeros_like(draws).at[order].set(ranked).reshape(p.shape)
-    return _epsilon(smoothing, jnp.where(jnp.isnan(p), jnp.nan, 1 - b), kept)
-
-
-def _epsilon(smoothing: Array, share: jax.Array, where: Array | None) -> jax.Array:
-    """ε · share of the examples that count; 0 for the others."""
-    epsilon = _parameter("smoothing", smoothing, share) * share
-    return epsilon if where is None else jnp.where(where, epsilon, 0)
-
-
-def _parameter(name: str, x: Array, like: jax.Array) -> jax.Array:
-    value = checks.as_weight(name, x)
-    checks.assert_shape(name, value, [(), like.shape], f"() or {like.shape}, the shape of the batch")
-    return value.astype(like.dtype)
-
-
-def _num_classes(
-    logits: jax.Array, class_where: Array | None, axis: int, class_axis_name: AxisName | None
-) -> jax.Array:
-    """How many classes exist: () or (*batch,)."""
-    if class_where is None:
-        count = jnp.asarray(logits.shape[axis], jnp.float32)
-    else:
-        exists = jnp.asarray(class_where)
-        count = jnp.sum(exists, axis=axis if exists.ndim == logits.ndim else -1, dtype=jnp.float32)
-    return count if class_axis_name is None else jax.lax.psum(count, class_axis_name)
+    return jnp.where(kept, epsilon * jnp.where(jnp.isnan(p), jnp.nan, 1 - b), 0)

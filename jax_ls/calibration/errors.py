@@ -8,7 +8,7 @@ from jax_ls.calibration.reliability import (
     Binning,
     as_examples,
     classwise_reliability,
-    judge,
+    confidence_and_hit,
     ratio,
     reliability,
     total,
@@ -144,7 +144,7 @@ def area_under_risk_coverage(
       Geifman, Uziel & El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, 2019.
     """
     z, y, kept = as_examples(logits, labels, where)
-    confidence, correct = judge(z, y)
+    confidence, correct = confidence_and_hit(z, y)
     counted = kept, kept & jnp.isnan(confidence + correct)
     count, unknown = (sum_over_devices(jnp.sum(x, dtype=jnp.int32), batch_axis_name) for x in counted)
     doubt, wrong = jnp.where(kept, -confidence, jnp.inf), (correct < 1).astype(jnp.int32)

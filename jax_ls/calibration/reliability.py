@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jax_ls import checks
-from jax_ls.class_axis import AxisName, ClassAxis, flat, gathered, saved, with_whole_rows
+from jax_ls import checks, fences
+from jax_ls.class_axis import AxisName, ClassAxis, flat, gathered, with_whole_rows
+from jax_ls.logits import Logits, on_logits
 from jax_ls.reductions import sum_over_devices
 
 __all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
@@ -151,7 +152,7 @@ def reliability(
       Guo et al., On Calibration of Modern Neural Networks, 2017; equal mass: Nixon et al., 2019.
     """
     z, y, kept = as_examples(logits, labels, where)
-    confidence, correct = judge(z, y)
+    confidence, correct = confidence_and_hit(z, y)
     bins = _binned(confidence, correct, kept, num_bins, binning, _as_edges(edges, z, 1), batch_axis_name)
     return bins.psum(batch_axis_name)
 
@@ -220,19 +221,20 @@ def as_logits(logits: Array) -> jax.Array:
     return z
 
 
-def judge(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def confidence_and_hit(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """max_k p_k and whether that class is the label, as a number: NaN for a label that names no class."""
-    top = saved(jnp.max(z, axis=-1))
-    confidence = 1 / saved(jnp.sum(jnp.exp(z - top[..., None]), axis=-1))
-    axis = ClassAxis(z.shape[-1])
-    hit = axis.first(*jax.lax.stop_gradient((z, top))) == y.astype(z.dtype)
-    return confidence, jnp.where(axis.contains(y), hit.astype(z.dtype), jnp.nan)
+    return on_logits(_confidence_and_hit, z, {"labels": y})
+
+
+def _confidence_and_hit(z: Logits, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    hit = (z.likeliest == labels).astype(z.dtype)
+    return jnp.exp(-z.log_total), jnp.where(z.contains(labels), hit, jnp.nan)
 
 
 def total(x: jax.Array) -> jax.Array:
     """Σ x, in two goes, for a long sum in float32 to keep its digits."""
     x = flat(x)
-    return jnp.sum(saved(jnp.sum(jnp.pad(x, (0, -x.size % BLOCK)).reshape(-1, BLOCK), axis=-1)))
+    return jnp.sum(fences.end_of_sum(jnp.sum(jnp.pad(x, (0, -x.size % BLOCK)).reshape(-1, BLOCK), axis=-1)))
 
 
 def ratio(sums: jax.Array, count: jax.Array) -> jax.Array:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jax_ls import checks
+from jax_ls import checks, fences
 from jax_ls.calibration.reliability import Array, as_examples, total
-from jax_ls.class_axis import AxisName, ClassAxis, flat, is_split, saved
+from jax_ls.class_axis import AxisName, ClassAxis, flat, is_split
 from jax_ls.reductions import sum_over_devices
 
 __all__ = ["fit_temperature"]
@@ -79,7 +79,7 @@ def fit_temperature(
     low, high = (jax.lax.stop_gradient(bound.astype(z.dtype)) for bound in _as_bounds(bounds))
     if not is_split(z):
         z, y, kept = z.reshape(y.size, z.shape[-1]), flat(y), flat(kept)
-    top = saved(jnp.max(z, axis=-1))
+    top = fences.end_of_sum(jnp.max(z, axis=-1))
     axis = ClassAxis(z.shape[-1])
     label = axis.take(z, y[..., None])[..., 0]
     short = jnp.where(axis.contains(y) & (label > -jnp.inf), jnp.minimum(top - label, FURTHEST), jnp.nan)
@@ -164,7 +164,7 @@ def _moments(z: jax.Array, top: jax.Array, beta: jax.Array) -> tuple[jax.Array, 
         # Bounded, for −inf to weigh nothing: its 0 · inf would be NaN.
         d = jnp.minimum(top[..., None] - z, FURTHEST)
         e = jnp.exp(-beta * d)
-        sums = [saved(jnp.sum(x, axis=-1)) for x in (e, e * d, e * d * d)]
+        sums = [fences.end_of_sum(jnp.sum(x, axis=-1)) for x in (e, e * d, e * d * d)]
         mean = sums[1] / sums[0]
         return mean, sums[2] / sums[0] - mean * mean
 

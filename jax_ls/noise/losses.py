@@ -1,17 +1,20 @@
-"""Losses that correct for wrong labels."""
+"""Losses that correct for wrong labels: formulas over `jax_ls.logits.Logits`.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Their terms are not linear in the target, so they have no `class_weights`.
+"""
+
+from __future__ import annotations
+
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.algebra import Target, pytree
-from jax_ls.beliefs import Belief, Likeliest
-from jax_ls.class_axis import AxisName, ClassAxis, look_up, saved
-from jax_ls.losses import cross_entropy
+from jax_ls.algebra import Target
+from jax_ls.class_axis import AxisName
+from jax_ls.logits import Batch, Logits
 from jax_ls.noise.labels import as_matrix, as_rate, is_matrix
 from jax_ls.smoothing import smooth
 from jax_ls.targets import OneHot, Rows
@@ -20,15 +23,17 @@ __all__ = ["backward_correction", "bootstrap", "forward_correction", "label_rela
 
 
 def forward_correction(
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    noise: jax.typing.ArrayLike,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    noise: ArrayLike,
     *,
-    where: jax.typing.ArrayLike | None = None,
-    class_where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_where: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Cross-entropy of the label as noise would show it: −log Σ_k T_ky p_k. Bounded, and at no noise cross-entropy.
 
     Symmetric noise needs no matrix: −log((1 − α) p_y + α/K). Labels flipped with probability e have α = e K/(K−1).
@@ -38,13 +43,12 @@ def forward_correction(
       labels: the noisy y, integers (*batch,).
       noise: α, () or (*batch,), in [0, 1), NaN for an example whose traced α is not; or T, (K, K),
         T_ij = P(seen as j | i), whole even where classes are split over devices. Traced, it is not checked.
-      where, class_where, axis, class_axis_name: as in `cross_entropy`; K counts the classes that exist.
+      where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `cross_entropy`; K counts the classes that exist.
 
     Returns:
       Losses (*batch,) in float32 or wider. At α = 0 the derivative in α is held at that of p_y = e⁻⁶⁰/K.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
       ValueError: rates outside [0, 1) or rows that are no distributions, where they are concrete; a shape that
         rates and matrix share.
 
@@ -58,44 +62,47 @@ def forward_correction(
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017; Lukasik et al., Does Label Smoothing
       Mitigate Label Noise?, 2020 (symmetric).
     """
-    z, y = _arguments(logits, labels, axis)
-    if not is_matrix("noise", noise, y.shape):
-        rate = as_rate("noise", noise, y.shape)
-        classes = jnp.log(_num_classes(z, class_where, axis, class_axis_name))
+    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
+    if is_matrix("noise", noise, y.shape):
+        matrix = as_matrix("noise", noise, batch.logits.shape[-1] * batch.num_devices)
+        return batch.apply(_forward_by_matrix, y=y, seen=Rows(batch.local(matrix.T), y))
+    return batch.apply(_forward, y=y, alpha=as_rate("noise", noise, y.shape))
 
-        def loss(nll: jax.Array, alpha: jax.Array) -> jax.Array:
-            # −log((1 − α) p + α/K) = nll − log(1 + α (eᵈ − 1)) with eᵈ = 1 / (K p), which overflows for a small p.
-            log_k = classes.astype(nll.dtype)
-            d = nll - log_k
-            far = (d > 60) & (alpha > 0)
-            log_alpha = jnp.log(jnp.where(far, alpha, 1))
-            bounded = -jnp.logaddexp(jnp.log1p(-alpha) - nll, log_alpha - log_k)
-            return jnp.where(far, bounded, nll - jnp.log1p(alpha * jnp.expm1(jnp.minimum(d, 60))))
 
-        return _of_nll(loss, z, y, rate, where, class_where, axis, class_axis_name)
-    matrix = as_matrix("noise", noise, z.shape[axis] * _num_devices(class_axis_name))
-    return cross_entropy(
-        z, _Seen(matrix, y), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
-    )
+def _forward(z: Logits, y: Array, alpha: Array) -> Array:
+    # −log((1 − α) p + α/K) = nll − log(1 + α (eᵈ − 1)) with eᵈ = 1 / (K p), which overflows for a small p.
+    nll, log_k, alpha = -z.log_prob(y), jnp.log(z.num_classes), alpha.astype(z.dtype)
+    d = nll - log_k
+    far = (d > 60) & (alpha > 0)
+    log_alpha = jnp.log(jnp.where(far, alpha, 1))
+    bounded = -jnp.logaddexp(jnp.log1p(-alpha) - nll, log_alpha - log_k)
+    return jnp.where(far, bounded, nll - jnp.log1p(alpha * jnp.expm1(jnp.minimum(d, 60))))
+
+
+def _forward_by_matrix(z: Logits, y: Array, seen: Target) -> Array:
+    # A label outside [0, K) makes its row of `seen` NaN; one that does not exist has no probability to be seen by.
+    return z.log_total - z.log_sum(z.probs(seen)) + 0 * z.pick(y)
 
 
 def backward_correction(
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    noise: jax.typing.ArrayLike,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    noise: ArrayLike,
     *,
-    where: jax.typing.ArrayLike | None = None,
-    class_where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_where: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """The loss whose average over the noise is the cross-entropy of the clean label: q = row y of T⁻¹.
 
     Symmetric noise is smoothing with a negative ε, spread="all": q = smooth(y, −α / (1 − α)), and exactly that.
     Unbounded below: train plainly first, or take `forward_correction`.
 
     Args:
-      logits, labels, noise, where, class_where, axis, class_axis_name: as in `forward_correction`. T is inverted in
+      logits, labels, noise, where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `forward_correction`. T is inverted in
         every call; `cross_entropy(logits, Rows(inverse, labels))` takes the inverse.
 
     Returns:
@@ -113,26 +120,32 @@ def backward_correction(
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017; Lukasik et al., Does Label Smoothing
       Mitigate Label Noise?, 2020.
     """
-    z, y = _arguments(logits, labels, axis)
+    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     if is_matrix("noise", noise, y.shape):
-        inverse = jnp.linalg.inv(as_matrix("noise", noise, z.shape[axis] * _num_devices(class_axis_name)))
-        target: Target = Rows(_held(inverse, z.shape[axis], class_axis_name), y)
+        inverse = jnp.linalg.inv(as_matrix("noise", noise, batch.logits.shape[-1] * batch.num_devices))
+        target: Target = Rows(batch.local(inverse), y)
     else:
         alpha = as_rate("noise", noise, y.shape)
         target = smooth(y, -alpha / (1 - alpha))
-    return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
+    return batch.apply(_cross_entropy, target=target)
+
+
+def _cross_entropy(z: Logits, target: Target) -> Array:
+    return z.mass(target) * z.log_total - z.dot(target)
 
 
 def label_relaxation(
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    relaxation: jax.typing.ArrayLike = 0.1,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    relaxation: ArrayLike = 0.1,
     *,
-    where: jax.typing.ArrayLike | None = None,
-    class_where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_where: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """KL divergence to the nearest target that gives y at least 1 − α: 0 once p_y ≥ 1 − α, gradient too.
 
     Elsewhere (1 − α) log((1 − α) / p_y) + α log(α / (1 − p_y)): the other classes share α as p does.
@@ -142,13 +155,12 @@ def label_relaxation(
       labels: y, integers (*batch,).
       relaxation: α, () or (*batch,), in [0, 1), NaN for an example whose traced α is not; 0 is cross-entropy, and
         has no derivative in α.
-      where, class_where, axis, class_axis_name: as in `cross_entropy`.
+      where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
       ValueError: α outside [0, 1), where it is concrete.
 
     Example:
@@ -159,32 +171,35 @@ def label_relaxation(
     References:
       Lienen and Hüllermeier, From Label Smoothing to Label Relaxation, 2021.
     """
-    z, y = _arguments(logits, labels, axis)
+    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
+    return batch.apply(_label_relaxation, y=y, alpha=as_rate("relaxation", relaxation, y.shape))
 
-    def loss(nll: jax.Array, alpha: jax.Array) -> jax.Array:
-        # The slope in nll is (1 − α − p) / (1 − p), in [0, 1] outside the relaxed set: no digit of nll is lost, so
-        # log(1 − p) may come from it.
-        kept = jnp.log1p(-alpha)
-        relaxed = nll <= -kept
-        nll = jnp.where(relaxed, 1, nll)
-        log_alpha = jnp.log(jnp.where(alpha > 0, alpha, 1))
-        apart = (1 - alpha) * (kept + nll) + alpha * (log_alpha - jnp.log(-jnp.expm1(-nll)))
-        return jnp.where(relaxed, 0, apart)
 
-    return _of_nll(loss, z, y, as_rate("relaxation", relaxation, y.shape), where, class_where, axis, class_axis_name)
+def _label_relaxation(z: Logits, y: Array, alpha: Array) -> Array:
+    # The slope in nll is (1 − α − p) / (1 − p), in [0, 1] outside the relaxed set: no digit of nll is lost, so
+    # log(1 − p) may come from it.
+    nll, alpha = -z.log_prob(y), alpha.astype(z.dtype)
+    kept = jnp.log1p(-alpha)
+    relaxed = nll <= -kept
+    nll = jnp.where(relaxed, 1, nll)
+    log_alpha = jnp.log(jnp.where(alpha > 0, alpha, 1))
+    apart = (1 - alpha) * (kept + nll) + alpha * (log_alpha - jnp.log(-jnp.expm1(-nll)))
+    return jnp.where(relaxed, 0, apart)
 
 
 def bootstrap(
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    beta: jax.typing.ArrayLike,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    beta: ArrayLike,
     *,
     kind: Literal["soft", "hard"] = "soft",
-    where: jax.typing.ArrayLike | None = None,
-    class_where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_where: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Cross-entropy of a label that the model may overrule: q = β δ_y + (1 − β) p, or δ of its likeliest class.
 
     "soft" is β CE + (1 − β) H(p), gradient through both; "hard" takes the likeliest class as a constant.
@@ -194,13 +209,12 @@ def bootstrap(
       labels: y, integers (*batch,).
       beta: β, () or (*batch,), how far the label is trusted; the paper takes 0.95 soft and 0.8 hard.
       kind: "soft" or "hard".
-      where, class_where, axis, class_axis_name: as in `cross_entropy`.
+      where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
       Losses (*batch,) in float32 or wider.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
       ValueError: an unknown `kind`.
 
     Example:
@@ -211,76 +225,33 @@ def bootstrap(
     References:
       Reed et al., Training Deep Neural Networks on Noisy Labels with Bootstrapping, 2014.
     """
-    z, y = _arguments(logits, labels, axis)
+    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     checks.check_option("kind", kind, ("soft", "hard"))
-    trust = checks.as_weight("beta", beta)
-    target = trust * OneHot(y) + (1 - trust) * (Belief() if kind == "soft" else Likeliest())
-    return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
+    beta = checks.as_batch_numbers("beta", beta, batch.shape)
+    return batch.apply(_soft_bootstrap if kind == "soft" else _hard_bootstrap, y=y, beta=beta)
 
 
-@pytree(matrix=2, labels=0)
-@dataclass(frozen=True, eq=False)
-class _Seen(Target):
-    """The label through noise: ⟨q, z⟩ is log Σ_k T_ky exp z_k, so that the cross-entropy is −log Σ_k T_ky p_k."""
-
-    matrix: jax.Array
-    labels: jax.Array
-
-    def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
-        if values is None:
-            return axis.pick(None, self.labels[..., None])[..., 0]
-        seen = look_up(_held(self.matrix.T, values.shape[-1], axis.class_axis_name), self.labels).astype(values.dtype)
-        top = axis.max(jnp.where(seen > 0, values, -jnp.inf))
-        top = saved(jnp.where(jnp.isfinite(top), top, 0))
-        # Only where T is 0 can the exponent be large; that derivative in T stays finite.
-        terms = seen * jnp.exp(jnp.minimum(values - top[..., None], 60))
-        offset = 0 if axis.offset is None else axis.offset
-        return jnp.log(saved(axis.psum(jnp.sum(terms, axis=-1)))) + (top - offset)
+def _soft_bootstrap(z: Logits, y: Array, beta: Array) -> Array:
+    beta = beta.astype(z.dtype)
+    return -beta * z.log_prob(y) + (1 - beta) * z.entropy()
 
 
-def _arguments(logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, axis: int) -> tuple[jax.Array, jax.Array]:
-    z = checks.as_logits("logits", logits)
-    axis = checks.check_axis("axis", axis, z.ndim)
-    y = checks.as_labels("labels", labels)
-    batch = z.shape[:axis] + z.shape[axis + 1 :]
-    checks.assert_shape("labels", y, [batch], f"integers {batch}")
-    return z, y
+def _hard_bootstrap(z: Logits, y: Array, beta: Array) -> Array:
+    beta = beta.astype(z.dtype)
+    return -beta * z.log_prob(y) - (1 - beta) * z.log_prob(z.likeliest)
 
 
-def _of_nll(
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    z: jax.Array,
-    y: jax.Array,
-    alpha: jax.Array,
-    where: jax.typing.ArrayLike | None,
-    class_where: jax.typing.ArrayLike | None,
+def _open(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    class_where: ArrayLike | None,
+    z_loss: ArrayLike,
     axis: int,
     class_axis_name: AxisName | None,
-) -> jax.Array:
-    """`loss(−log p_y, α)` of each example that counts, 0 for the others."""
-    nll = cross_entropy(z, OneHot(y), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
-    alpha = jnp.broadcast_to(alpha.astype(nll.dtype), nll.shape)
-    if where is None:
-        return loss(nll, alpha)
-    return jnp.where(where, loss(nll, jnp.where(where, alpha, 0)), 0)
-
-
-def _num_devices(class_axis_name: AxisName | None) -> int:
-    return 1 if class_axis_name is None else jax.lax.axis_size(class_axis_name)
-
-
-def _num_classes(
-    z: jax.Array, class_where: jax.typing.ArrayLike | None, axis: int, class_axis_name: AxisName | None
-) -> jax.Array:
-    if class_where is None:
-        return jnp.asarray(z.shape[axis] * _num_devices(class_axis_name), jnp.result_type(float))
-    kept = jnp.asarray(class_where)
-    count = jnp.sum(kept, axis=axis if kept.ndim == z.ndim else -1).astype(jnp.result_type(float))
-    return count if class_axis_name is None else jax.lax.psum(count, class_axis_name)
-
-
-def _held(table: jax.Array, size: int, class_axis_name: AxisName | None) -> jax.Array:
-    """The columns of a table (K, K) whose classes this device holds."""
-    if class_axis_name is None:
-        return table
-    return jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index(class_axis_name) * size, size, axis=1)
+) -> tuple[Batch, Array]:
+    """The batch of logits, and its integer labels."""
+    batch = Batch.of(logits, where, class_where, None, z_loss, axis, class_axis_name)
+    y = checks.as_batch_labels("labels", labels, batch.shape)
+    return batch.ignoring(OneHot(y), ignore_index), y

@@ -6,10 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jax_ls import checks
+from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.checks import as_positive
-from jax_ls.class_axis import align, saved
+from jax_ls.class_axis import align
 from jax_ls.targets import Dense, Sparse
 from jax_ls.values.support import Support, as_count, as_support
 
@@ -71,7 +71,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
         return (_tail(x) - _tail(y)) + 2 * around
 
     # Fenced, or XLA on CPU would compute the sum of a row once for each of its bins.
-    return Dense(twice_mass(edges[:-1], edges[1:]) / saved(twice_mass(edges[:1], edges[-1:])))
+    return Dense(twice_mass(edges[:-1], edges[1:]) / fences.end_of_sum(twice_mass(edges[:1], edges[-1:])))
 
 
 def two_hot(returns: Array, support: Support) -> Target:
