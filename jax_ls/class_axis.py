@@ -53,6 +53,7 @@ class ClassAxis:
       rows: boolean (*batch,), the examples that count; in others no label is wrong.
       weights: (K,) or (*batch, K), the weight of each class.
       class_axis_name: mesh axis that the classes are split over, inside `jax.shard_map`.
+      sharding: how an explicit mesh lays an array (K,) over its devices; None for whole on each.
     """
 
     size: int | None = None
@@ -60,6 +61,7 @@ class ClassAxis:
     rows: Array | None = None
     weights: Array | None = None
     class_axis_name: AxisName | None = None
+    sharding: NamedSharding | None = None
 
     def restricted(self, where: Array) -> Self:
         """Returns the same axis with only the classes that `where` keeps too."""
@@ -96,10 +98,19 @@ class ClassAxis:
         x = jax.lax.stop_gradient(x)
         return x if self.class_axis_name is None else jax.lax.pmax(x, self.class_axis_name)
 
+    def laid(self, x: Array) -> Array:
+        """Returns an array (K,) as an explicit mesh lays the classes over its devices."""
+        return x if self.sharding is None else jax.sharding.reshard(x, self.sharding)
+
+    def classes(self, dtype: DTypeLike) -> Array:
+        """Returns the numbers of this device's classes, from 0: (K,)."""
+        return self.laid(jnp.arange(checks.check_size("num_classes", self.size)).astype(dtype))
+
     def exists(self, dtype: DTypeLike) -> Array:
         """Returns 1 for the classes that exist and 0 for the others: (K,) or (*batch, K)."""
-        exists = jnp.ones(checks.check_size("num_classes", self.size), bool) if self.where is None else self.where
-        return exists.astype(dtype)
+        if self.where is not None:
+            return self.where.astype(dtype)
+        return self.laid(jnp.ones(checks.check_size("num_classes", self.size), dtype))
 
     def away(self, labels: Array, dtype: DTypeLike) -> Array:
         """Returns 0 for the label and 1 for all other classes of this device, (*batch, K).
@@ -107,7 +118,7 @@ class ClassAxis:
         In real numbers: XLA on CPU writes the operand of a sum or maximum out where it holds a select or integers.
         """
         place = (labels - self.start).astype(dtype)
-        classes, place, one = fences.unshared(jnp.arange(self.size).astype(dtype), place, jnp.ones_like(place))
+        classes, place, one = fences.unshared(self.classes(dtype), place, jnp.ones_like(place))
         return jnp.minimum(jnp.abs(align(classes, labels.ndim + 1) - place[..., None]), one[..., None])
 
     def count(self) -> Array:
@@ -123,7 +134,8 @@ class ClassAxis:
         NaN where no class exists.
         """
         if self.where is None:
-            return jnp.full((checks.check_size("num_classes", self.size),), 1 / (self.size * self.num_devices))
+            size = checks.check_size("num_classes", self.size)
+            return self.laid(jnp.full((size,), 1 / (size * self.num_devices)))
         return self.where.astype(jnp.result_type(float)) / self.count()[..., None]
 
     def mean(self, values: Array | None) -> Array:
@@ -192,7 +204,7 @@ class ClassAxis:
 
     def columns(self, labels: Array) -> Array:
         """Returns whether class k of this device is y: boolean (*batch, S, K)."""
-        classes = jnp.arange(self.size, dtype=labels.dtype) + self.start
+        classes = self.classes(labels.dtype) + self.start
         return labels[..., None] == align(classes, labels.ndim + 1)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["end_of_sum", "finite", "infinite", "lowest", "unshared"]
+__all__ = ["end_of_sum", "finite", "infinite", "lowest", "unshared", "vary_alike", "varying_axes"]
 
 
 def end_of_sum(sums: Array) -> Array:
@@ -35,7 +35,23 @@ def unshared(*rows: Array) -> tuple[Array, ...]:
     Symptom on CPU: two sums that use z − max, or the same constant spread over all classes, have that array of the
     logits' size written out once for both. `benchmarks/methods.py`, "+ margin", column temporaries.
     """
-    return jax.lax.platform_dependent(*rows, cpu=_barrier, default=lambda *x: x)
+    return jax.lax.platform_dependent(*vary_alike(*rows), cpu=_barrier, default=lambda *x: x)
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+    """Returns the mesh axes over which `x` differs, inside `jax.shard_map`."""
+    return frozenset(jax.typeof(x).manual_axis_type.varying)
+
+
+def vary_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Returns the arrays as what varies over the same axes of the surrounding `jax.shard_map`."""
+    axes = frozenset().union(*(varying_axes(x) for x in arrays))
+
+    def varying(x: Array) -> Array:
+        missing = tuple(sorted(axes - varying_axes(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return tuple(map(varying, arrays))
 
 
 def _barrier(*rows: Array) -> tuple[Array, ...]:

@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
@@ -104,15 +106,8 @@ def _is_likeliest(z: Logits, labels: Array) -> Array:
     return z.likeliest == labels
 
 
-class _Sums(NamedTuple):
-    """What one pass over the logits gives, (*batch,) each. `total` and all that follow are of z − top."""
-
-    top: Array
-    ties: Array
-    total: Array
-    moment: Array
-    likeliest: Array
-    linear: tuple[Array, ...]
+Sums = dict[str, Array]
+"""What one pass over the logits gives, (*batch,) each: the names are those of `_Pass`."""
 
 
 @dataclass
@@ -136,14 +131,14 @@ class Logits:
     """
 
     def __init__(
-        self, z: Array, narrow: Array, axis: ClassAxis, class_weights: Array | None, sums: _Sums | None = None
+        self, z: Array, narrow: Array, axis: ClassAxis, class_weights: Array | None, sums: Sums | None = None
     ) -> None:
         # z is wide and masked; `narrow` are the logits in their own dtype, from which single ones are gathered.
         self._z, self._narrow, self._class_weights, self._sums = z, narrow, class_weights, sums
-        self._axis = _LogitsAxis(axis.size, axis.where, axis.rows, None, axis.class_axis_name, self)
+        self._axis = _LogitsAxis(**vars(axis), logits=self)
         self._unknown = jnp.full_like(jnp.max(z, axis=-1, initial=-jnp.inf), jnp.nan) if sums is None else None
         self._wanted, self._answered = _Wanted(), 0
-        self.values = z if sums is None else z - self.shift[..., None]
+        self.values = z - self.shift[..., None] if sums else z
 
     @property
     def top(self) -> Array:
@@ -219,7 +214,8 @@ class Logits:
         """log max_{k≠y} p_k at labels (*batch,), as a constant; −inf where there is no other class."""
         beneath = (1 - self._axis.away(y, self.dtype)) * fences.lowest(self.dtype)
         others = jax.lax.stop_gradient(self._z) + beneath
-        return fences.infinite(self._axis.pmax(jnp.max(others, axis=-1))) - jax.lax.stop_gradient(self.lse)
+        top = fences.infinite(self._axis.pmax(jnp.max(others, axis=-1)))
+        return (top - self.shift) - jax.lax.stop_gradient(self.log_total)
 
     def mean(self) -> Array:
         """mean_k z_k − max z."""
@@ -227,33 +223,36 @@ class Logits:
 
     def entropy(self) -> Array:
         """H(p) = −Σ_k p_k log p_k."""
+        # In this order: "moment" needs "total" on a mesh.
         return self.log_total - self._ask("moment") / self._ask("total")
 
-    def sum(self, term: Callable[..., Array], *rows: ArrayLike) -> Array:
-        """Returns Σ_k term(z_k, *rows), one more pass over the logits, for what the other methods cannot say.
+    def sum(self, term: Callable[..., Array], *rows: ArrayLike, shifted: bool = True) -> Array:
+        """Returns Σ_k term(z_k − max z, *rows), one more pass over the logits, for what the other methods cannot say.
 
         Args:
-          term: an elementwise function of the logits (*batch, K) and of each of `rows`, which come as (*batch, 1).
+          term: an elementwise function of the shifted logits (*batch, K) and of each of `rows`, which come as
+            (*batch, 1). A constant that `term` spreads over all classes had better be one of `rows`.
           rows: numbers () or (*batch,).
+          shifted: if False, `term` gets z_k itself.
         """
-        shape, dtype = self._z.shape[:-1], self._z.dtype
-        shown = fences.unshared(*(jnp.broadcast_to(jnp.asarray(x, dtype), shape) for x in rows))
+        batch, dtype = self._z.shape[:-1], self._z.dtype
+        top = self.shift if shifted else jnp.zeros(batch, dtype)
+        top, *shown = fences.unshared(top, *(jnp.broadcast_to(jnp.asarray(x, dtype), batch) for x in rows))
         z, exists = self._z, self._axis.where
         if exists is not None:
             exists = align(exists, z.ndim)
             z = jnp.where(exists, z, 0)
-        terms = term(z, *(x[..., None] for x in shown))
+        terms = term(z - top[..., None] if shifted else z, *(x[..., None] for x in shown))
         terms = terms if exists is None else jnp.where(exists, terms, 0)
         return _remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1))))
 
     def log_sum(self, weights: Array) -> Array:
         """Returns log Σ_k w_k exp(z_k) − max z for weights (*batch, K) or (K,) of no negative entry."""
-        w = align(weights, self._z.ndim).astype(self._z.dtype)
-        top = self._axis.pmax(jnp.max(jnp.where(w > 0, self._z, -jnp.inf), axis=-1))
-        top = jnp.where(jnp.isfinite(top), top, 0)
+        w = align(weights, self._z.ndim).astype(self.dtype)
+        beneath = self._axis.pmax(jnp.max(jnp.where(w > 0, self._z, -jnp.inf), axis=-1)) - self.shift
+        beneath = jnp.where(jnp.isfinite(beneath), beneath, 0)
         # Only where w is 0 can the exponent be large; that derivative in w stays finite.
-        total = self.sum(lambda z, top: w * jnp.exp(jnp.minimum(z - top, 60)), top)
-        return jnp.log(total) + (top - self.shift)
+        return jnp.log(self.sum(lambda d, own: w * jnp.exp(jnp.minimum(d - own, 60)), beneath)) + beneath
 
     def _weighted(self, q: Target) -> Target:
         return q if self._class_weights is None else q.weighted(self._class_weights)
@@ -262,15 +261,15 @@ class Logits:
         if self._sums is None:
             self._wanted.names.add(name)
             return self._unknown
-        return getattr(self._sums, name)
+        return self._sums[name]
 
     def _linear(self, weights: Array | None) -> Array:
         """Σ_k w_k (z_k − max z)."""
         if self._sums is None:
-            self._wanted.weights.append(weights)
+            self._wanted.weights.append(weights if weights is None else _laid_like(weights, self._z))
             return self._unknown
         self._answered += 1
-        return self._sums.linear[self._answered - 1]
+        return self._sums[f"linear {self._answered - 1}"]
 
     def _take(self, index: Array) -> Array:
         """z_i − max z at local classes (*batch, S); where i is none of them, that of the class nearest."""
@@ -392,10 +391,9 @@ def _as_operand(name: str, x: Any, batch: tuple[int, ...]) -> Any:
     """A target as it is; integers (*batch,); real numbers () or (*batch,)."""
     if isinstance(x, Target):
         return x
-    array = checks.as_array(name, x, "a target, labels or numbers")
-    if jnp.issubdtype(array.dtype, jnp.integer) and array.ndim == len(batch) and not isinstance(x, int):
-        return checks.as_batch_labels(name, array, batch)
-    return checks.as_batch_numbers(name, array, batch)
+    if isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == len(batch):
+        return checks.as_batch_labels(name, x, batch)
+    return checks.as_batch_numbers(name, x, batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -421,7 +419,9 @@ def _evaluate(
     if where is not None:
         z = jnp.where(where[..., None], z, 0)
         operands = {name: _masked(x, where) for name, x in operands.items()}
-    axis = ClassAxis(z.shape[-1], where=class_where, rows=where, class_axis_name=class_axis_name)
+    sharding = jax.typeof(z).sharding
+    laid = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[-1])) if sharding.spec[-1] is not None else None
+    axis = ClassAxis(z.shape[-1], class_where, where, None, class_axis_name, laid)
 
     def loss(z: Logits) -> Any:
         value = formula(z, **operands)
@@ -453,24 +453,33 @@ def _remembered(x: Array) -> Array:
 
 
 class _Pass(NamedTuple):
-    """What is static of a pass: the names of the sums that are asked for, and the mesh axis of the classes."""
+    """What is static of a pass: which sums are asked for, and the mesh axis of the classes.
+
+    "top" is max_k z_k. "ties" counts the classes that have it. "likeliest" is the first of them, as a real number.
+    "total" is Σ_k eᵈ and "moment" Σ_k d eᵈ with d = z_k − max z. "linear i" is Σ_k w_k d for the i-th weights.
+    """
 
     names: frozenset[str]
     class_axis_name: AxisName | None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _row_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -> _Sums:
-    """Returns the sums over the classes of wide logits (*batch, K); Σ_k w_k (z_k − max z) for each of `weights`."""
+def _row_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
+    """Returns the sums over the classes of wide logits (*batch, K) that are wanted."""
+    if not wanted.names and not weights:
+        return {}
     implementations = {
         "cpu": _separate_sums,
         "cuda": functools.partial(_one_reduction, longest=CUDA_LONGEST_ROW),
         "rocm": functools.partial(_one_reduction, longest=CUDA_LONGEST_ROW),
         "default": _one_reduction,
     }
-    chosen = {platform: functools.partial(f, wanted.names) for platform, f in implementations.items()}
-    sums, masses = jax.lax.platform_dependent(z, weights, **chosen)
-    return sums if wanted.class_axis_name is None else _over_devices(wanted, z, sums, masses)
+    chosen = {platform: functools.partial(f, wanted) for platform, f in implementations.items()}
+    sums = jax.lax.platform_dependent(z, weights, **chosen)
+    return sums if wanted.class_axis_name is None else _over_devices(wanted, z, weights, sums)
 
 
 @functools.partial(_row_sums.defjvp, symbolic_zeros=True)
@@ -478,75 +487,75 @@ def _row_sums_jvp(wanted: _Pass, primals: Any, tangents: Any) -> Any:
     z, weights = primals
     dz, dweights = tangents
     sums = jax.tree.map(_remembered, _row_sums(wanted, z, weights))
+    derivatives = {name: jnp.zeros_like(x) for name, x in sums.items()}
+    if not sums:
+        return sums, derivatives
     axis = ClassAxis(class_axis_name=wanted.class_axis_name)
-    top = sums.top[..., None]
-    zero = jnp.zeros_like(sums.top)
+    top = sums["top"][..., None]
 
     def summed(terms: Array) -> Array:
         return axis.psum(jnp.sum(terms, axis=-1))
 
-    dtop, dtotal, dmoment = zero, zero, zero
-    dlinear = [jnp.zeros_like(x) for x in sums.linear]
     if not isinstance(dz, SymbolicZero):
         share = jnp.exp(z - top)
-        if "ties" in wanted.names:
-            dtop = summed(jnp.where(z == top, dz, 0)) / sums.ties
-        if "total" in wanted.names:
-            dtotal = summed(share * dz)
-        if "moment" in wanted.names:
-            dmoment = summed(share * (1 + fences.finite(z - top)) * dz)
-        dlinear = [summed(dz if w is None else dz * align(w, z.ndim)) for w in weights]
+        if "ties" in wanted:
+            derivatives["top"] = summed(jnp.where(z == top, dz, 0)) / sums["ties"]
+        if "total" in wanted:
+            derivatives["total"] = summed(share * dz)
+        if "moment" in wanted:
+            derivatives["moment"] = summed(share * (1 + fences.finite(z - top)) * dz)
+        for i, w in enumerate(weights):
+            derivatives[f"linear {i}"] = summed(dz if w is None else dz * align(w, z.ndim))
     for i, dw in enumerate(dweights):
         if dw is not None and not isinstance(dw, SymbolicZero):
-            dlinear[i] += axis.psum(jnp.sum(fences.finite(z - top) * align(dw, z.ndim), axis=-1))
-    return sums, _Sums(dtop, zero, dtotal, dmoment, zero, tuple(dlinear))
+            # Bounded, for what is multiplied by it and by 0 afterwards to stay finite.
+            d = jnp.maximum(z - top, -jnp.sqrt(jnp.finfo(z.dtype).max))
+            derivatives[f"linear {i}"] += summed(d * align(dw, z.ndim))
+    return sums, derivatives
 
 
-def _separate_sums(names: frozenset[str], z: Array, weights: tuple[Array | None, ...]) -> tuple[_Sums, list[Array]]:
+def _separate_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
     """Each sum by itself, over z − max z: XLA on CPU takes four times as long over one variadic reduction."""
-    top = jnp.max(z, axis=-1, initial=-jnp.inf)
-    top = fences.end_of_sum(jnp.where(top == -jnp.inf, fences.lowest(z.dtype), top))
-
-    def shifted() -> Array:
-        (own,) = fences.unshared(top)
-        return z - own[..., None]
 
     def summed(terms: Array) -> Array:
         return fences.end_of_sum(jnp.sum(terms, axis=-1))
 
-    zero = jnp.zeros_like(top)
-    ties = zero
-    if "ties" in names:
-        own, steep, one, none = fences.unshared(top, *(jnp.full_like(top, x) for x in (1e30, 1, 0)))
-        hits = jnp.maximum(one[..., None] + steep[..., None] * (z - own[..., None]), none[..., None])
-        ties = summed(hits)
-    total = summed(jnp.exp(z - top[..., None])) if "total" in names else zero
-    moment = zero
-    if "moment" in names:
-        own, low = fences.unshared(top, jnp.full_like(top, fences.lowest(z.dtype)))
-        d = z - own[..., None]
+    def shifted(*constants: float) -> tuple[Array, ...]:
+        """z − max z and constants, as arrays that no other sum shares."""
+        rows = fences.unshared(top, *(jnp.full_like(top, x) for x in constants))
+        return z - rows[0][..., None], *(x[..., None] for x in rows[1:])
+
+    top = jnp.max(z, axis=-1, initial=-jnp.inf)
+    top = fences.end_of_sum(jnp.where(top == -jnp.inf, fences.lowest(z.dtype), top))
+    sums = {"top": top}
+    if "ties" in wanted:
+        d, steep, one, zero = shifted(1e30, 1, 0)
+        sums["ties"] = summed(jnp.maximum(one + steep * d, zero))
+    if "total" in wanted:
+        sums["total"] = summed(jnp.exp(z - top[..., None]))
+    if "moment" in wanted:
+        d, low = shifted(fences.lowest(z.dtype))
         # p · log p is 0 where log p is −inf.
-        moment = summed(jnp.exp(d) * jnp.maximum(d, low[..., None]))
-    linear = [_with_infinities(summed(_weighted(shifted(), w))) for w in weights]
-    masses = [_mass(w, z) for w in weights]
-    likeliest = _first_at(z, top) if "likeliest" in names else zero
-    return _Sums(top, ties, total, moment, likeliest, tuple(linear)), masses
+        sums["moment"] = summed(jnp.exp(d) * jnp.maximum(d, low))
+    if "likeliest" in wanted:
+        sums["likeliest"] = _first_at(z, top)
+    for i, w in enumerate(weights):
+        sums[f"linear {i}"] = fences.infinite(summed(_weighted(*shifted(), w)))
+    return sums
+
+
+def _laid_like(x: Array, z: Array) -> Array:
+    """Weights of classes as an explicit mesh splits the logits: else XLA gathers the logits."""
+    sharding = jax.typeof(z).sharding
+    if not any(sharding.spec):
+        return x
+    spec = PartitionSpec(*sharding.spec[z.ndim - x.ndim :])
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
 def _weighted(values: Array, w: Array | None) -> Array:
     # Values first: with the shared factor first, XLA on CPU takes three times as long.
     return values if w is None else fences.finite(values) * align(w, values.ndim)
-
-
-def _with_infinities(sums: Array) -> Array:
-    return fences.infinite(sums)
-
-
-def _mass(w: Array | None, z: Array) -> Array:
-    """Σ_k w_k, (*batch,)."""
-    if w is None:
-        return jnp.full(z.shape[:-1], z.shape[-1], z.dtype)
-    return jnp.broadcast_to(jnp.sum(w, axis=-1), z.shape[:-1])
 
 
 def _first_at(z: Array, top: Array) -> Array:
@@ -567,8 +576,8 @@ CUDA_LONGEST_ROW = 16384
 
 
 def _one_reduction(
-    names: frozenset[str], z: Array, weights: tuple[Array | None, ...], longest: int | None = None
-) -> tuple[_Sums, list[Array]]:
+    wanted: _Pass, z: Array, weights: tuple[Array | None, ...], longest: int | None = None
+) -> Sums:
     """All sums in one variadic reduction: one read of the logits. Online softmax: what is summed is rescaled whenever
     the maximum grows (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
     """
@@ -576,13 +585,13 @@ def _one_reduction(
     ones, zeros = jnp.ones_like(z), jnp.zeros_like(z)
     operands: dict[str, Array] = {"top": fences.finite(z)}
     starts: dict[str, float] = {"top": low}
-    if "ties" in names:
+    if "ties" in wanted:
         operands["ties"], starts["ties"] = ones, 0
-    if names & {"total", "moment"}:
+    if "total" in wanted or "moment" in wanted:
         operands["total"], starts["total"] = ones, 0
-    if "moment" in names:
+    if "moment" in wanted:
         operands["moment"], starts["moment"] = zeros, 0
-    if "likeliest" in names:
+    if "likeliest" in wanted:
         index = jnp.arange(z.shape[-1], dtype=jnp.int32)
         operands["likeliest"], starts["likeliest"] = jnp.broadcast_to(align(index, z.ndim), z.shape), z.shape[-1]
     for i, w in enumerate(weights):
@@ -628,15 +637,16 @@ def _one_reduction(
     if parts > 1:
         arrays = reduced(tuple(x.reshape(*x.shape[:-1], parts, -1) for x in arrays))
     found = dict(zip(order, reduced(arrays), strict=True))
-    top = found["top"]
-    empty = jnp.zeros_like(top)
-    total = jnp.where(top <= low, 0, found["total"]) if "total" in found else empty
-    likeliest = empty
-    if "likeliest" in found:
-        likeliest = jnp.where(jnp.isfinite(top) & (top > low), found["likeliest"].astype(z.dtype), jnp.nan)
-    linear = tuple(_with_infinities(found[f"linear {i}"]) for i in range(len(weights)))
-    masses = [found[f"mass {i}"] for i in range(len(weights))]
-    return _Sums(top, found.get("ties", empty), total, found.get("moment", empty), likeliest, linear), masses
+    sums = {name: x for name, x in found.items() if name == "top" or name in wanted}
+    top = sums["top"]
+    if "total" in wanted:
+        sums["total"] = jnp.where(top <= low, 0, found["total"])
+    if "likeliest" in wanted:
+        is_known = jnp.isfinite(top) & (top > low)
+        sums["likeliest"] = jnp.where(is_known, found["likeliest"].astype(z.dtype), jnp.nan)
+    for i in range(len(weights)):
+        sums[f"linear {i}"] = fences.infinite(found[f"linear {i}"])
+    return sums
 
 
 def _parts(z: Array, longest: int | None) -> int:
@@ -648,25 +658,28 @@ def _parts(z: Array, longest: int | None) -> int:
     return next((parts for parts in range(fewest, 8 * fewest) if size % parts == 0), 1)
 
 
-def _over_devices(wanted: _Pass, z: Array, sums: _Sums, masses: list[Array]) -> _Sums:
+def _over_devices(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], local: Sums) -> Sums:
     """The sums of all devices that the classes are split over, from those of each."""
     axis = ClassAxis(z.shape[-1], class_axis_name=wanted.class_axis_name)
-    top = axis.pmax(sums.top)
-    step = sums.top - top
+    top = axis.pmax(local["top"])
+    step = local["top"] - top
     scale = jnp.exp(step)
-    total = axis.psum(sums.total * scale) if "total" in wanted.names else sums.total
-    ties = axis.psum(jnp.where(step == 0, sums.ties, 0)) if "ties" in wanted.names else sums.ties
-    moment = sums.moment
-    if "moment" in wanted.names:
-        moment = axis.psum((sums.moment + sums.total * step) * scale)
-    likeliest = sums.likeliest
-    if "likeliest" in wanted.names:
+    sums = {"top": top}
+    if "ties" in wanted:
+        sums["ties"] = axis.psum(jnp.where(step == 0, local["ties"], 0))
+    if "total" in wanted:
+        sums["total"] = axis.psum(local["total"] * scale)
+    if "moment" in wanted:
+        sums["moment"] = axis.psum((local["moment"] + local["total"] * step) * scale)
+    if "likeliest" in wanted:
         # NaN where the local maximum is not finite: then the class is another device's.
-        here = jnp.where((step == 0) & ~jnp.isnan(likeliest), likeliest + axis.start, jnp.inf)
+        here = jnp.where((step == 0) & ~jnp.isnan(local["likeliest"]), local["likeliest"] + jnp.asarray(axis.start).astype(z.dtype), jnp.inf)
         first = -axis.pmax(-here)
-        likeliest = jnp.where(jnp.isinf(first), jnp.nan, first)
-    linear = tuple(axis.psum(x + m * step) for x, m in zip(sums.linear, masses, strict=True))
-    return _Sums(top, ties, total, moment, likeliest, linear)
+        sums["likeliest"] = jnp.where(jnp.isinf(first), jnp.nan, first)
+    for i, w in enumerate(weights):
+        mass = z.shape[-1] if w is None else jnp.broadcast_to(jnp.sum(w, axis=-1).astype(z.dtype), top.shape)
+        sums[f"linear {i}"] = axis.psum(local[f"linear {i}"] + mass * step)
+    return sums
 
 
 # One logit of a row.

@@ -140,8 +140,8 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
     u_is_a = jnp.where(alpha <= 0.5, 1, 0).astype(z.dtype)
     u = z.probs(prior)
 
-    def term(v, lse, c, per_c, scale, ends, flip, u_is_a, p_is_a, high, low, zero):
-        log_p = _at_least(v - lse, low)
+    def term(d, log_total, c, per_c, scale, ends, flip, u_is_a, p_is_a, high, low, zero):
+        log_p = _at_least(d - log_total, low)
         p = jnp.exp(log_p)
         s = flip * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
         # An exponent of 60 is as good as more, and its derivative too, but where c is 0: there s counts in full, and
@@ -153,7 +153,7 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
         return scale * b * (e - log_m + beyond) - a * (per_c * log_m) - ends * (b - a)
 
     ends = jnp.where(c == 0, 1, 0).astype(z.dtype)
-    return z.sum(term, z.lse, c, per_c, 1 / (1 - c), ends, 2 * u_is_a - 1, u_is_a, 1 - u_is_a, 60.0, -1e30, 0.0)
+    return z.sum(term, z.log_total, c, per_c, 1 / (1 - c), ends, 2 * u_is_a - 1, u_is_a, 1 - u_is_a, 60.0, -1e30, 0.0)
 
 
 def max_suppression(
@@ -237,7 +237,16 @@ def margin(
 
 
 def _margin(z: Logits, margin: Array) -> Array:
-    return z.sum(lambda v, top, m, zero: jnp.maximum(top - v - m, zero), z.top, margin, 0.0) / z.num_classes
+    depth = z.sum(lambda d, m, zero: jnp.maximum(-d - m, zero), margin, 0.0)
+    # How many classes are beneath is what the maximum counts for in the derivative. `rise` is 0.
+    rise = z.top - z.shift
+    beneath = z.sum(_is_positive, jax.lax.stop_gradient(margin), 0.0, 1.0, 2e30)
+    return (depth + jax.lax.stop_gradient(beneath) * rise) / z.num_classes
+
+
+def _is_positive(d: Array, m: Array, zero: Array, one: Array, steep: Array) -> Array:
+    """[−d > m] by arithmetic: XLA on CPU writes the operand of a sum out where it holds a select."""
+    return jnp.minimum(steep * jnp.maximum(-d - m, zero), one)
 
 
 def conditional(
@@ -286,7 +295,7 @@ def conditional(
 
 def _conditional(z: Logits, margin: Array, over: Array, under: Array) -> Array:
     margin, over, under = (x.astype(z.dtype) for x in (margin, over, under))
-    depths = z.sum(lambda v, top, m, zero: jnp.square(jnp.maximum(top - v - m, zero)), z.shift, margin, 0.0)
+    depths = z.sum(lambda d, m, zero: jnp.square(jnp.maximum(-d - m, zero)), margin, 0.0)
     others = jnp.maximum(z.num_classes - 1, 1)
     return over * jnp.square(jax.nn.relu(z.top - margin)) + under * depths / others
 
@@ -327,7 +336,7 @@ def logit_norm(
 
 
 def _logit_norm(z: Logits) -> Array:
-    return z.sum(jnp.square) / 2
+    return z.sum(jnp.square, shifted=False) / 2
 
 
 def z_loss(

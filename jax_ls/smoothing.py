@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -179,47 +179,64 @@ class _Others(Target):
         if values is None and axis.weights is None:
             # Spreading changes no mass.
             return self.hard.contract(None, axis)
-        if not isinstance(self.hard, OneHot):
-            return axis.dot(self.probs_on(replace(axis, weights=None)), values)
         if isinstance(self.prior, Uniform):
             return self._with_uniform(self.prior, axis).contract(values, axis)
-        kept, spread, others = self._of_labels(self.hard.labels, replace(axis, weights=None))
-        off = axis.dot(others, values)
-        return (kept * self.hard).contract(values, axis).astype(off.dtype) + spread.astype(off.dtype) * off
+        if not isinstance(self.hard, OneHot):
+            return axis.dot(self.probs_on(replace(axis, weights=None)), values)
+        parts = self._of_labels(self.hard.labels, axis)
+        if values is None:
+            off = parts.by_prior * self._without_label(parts.u, axis) + parts.equally * self._without_label(
+                parts.exists, axis
+            )
+        else:
+            # Masks and class weights are in them: multiplied later, XLA on CPU would write the product out.
+            off = replace(axis, where=None, weights=None).dot(parts.others(axis, self.hard.labels), values)
+        hard = (1 - parts.epsilon) * self.hard
+        return hard.contract(values, axis).astype(off.dtype) + parts.epsilon.astype(off.dtype) * off
 
     def probs_on(self, axis: ClassAxis) -> Array:
         axis = replace(axis, weights=None)
-        if not isinstance(self.hard, OneHot):
-            return self._of_dense(axis)
         if isinstance(self.prior, Uniform):
             return self._with_uniform(self.prior, axis).probs_on(axis)
-        kept, spread, others = self._of_labels(self.hard.labels, axis)
-        kept, spread = (jnp.broadcast_to(x, self.hard.labels.shape)[..., None] for x in (kept, spread))
-        return kept * self.hard.probs_on(axis).astype(others.dtype) + spread * others
+        if not isinstance(self.hard, OneHot):
+            return self._of_dense(axis)
+        labels = self.hard.labels
+        parts = self._of_labels(labels, axis)
+        epsilon = jnp.broadcast_to(parts.epsilon, labels.shape)[..., None]
+        return (1 - epsilon) * self.hard.probs_on(axis).astype(epsilon.dtype) + epsilon * parts.others(axis, labels)
 
     def _with_uniform(self, prior: Uniform, axis: ClassAxis) -> Target:
         """The mixture with the uniform distribution: there 1 − u_y = 1 − 1/K, which does not cancel."""
         count = (axis if prior.where is None else axis.restricted(prior.where)).count()
         alone = count <= 1
         raised = jnp.where(alone, 0, self.epsilon / jnp.where(alone, 1, 1 - 1 / count).astype(self.epsilon.dtype))
-        return (1 - raised) * self.hard + raised * prior
+        return (1 - raised) * self.hard + (raised * self.hard.contract(None, replace(axis, weights=None))) * prior
 
-    def _of_labels(self, labels: Array, axis: ClassAxis) -> tuple[Array, Array, Array]:
-        """What the label keeps and what is spread, () or (*batch,); and how it is spread, (*batch, K), 0 on the label."""
-        u = self.prior.probs_on(axis)
-        ndim = labels.ndim + 1
-        away = axis.away(labels, u.dtype)
-        if u.ndim == 1:
-            rest = axis.take(_without_each(u, axis), labels[..., None])[..., 0]
-        else:
-            rest = axis.psum(jnp.sum(u * away, axis=-1))
+    def _of_labels(self, labels: Array, axis: ClassAxis) -> _Shares:
+        """How ε is shared by the classes other than the label, times the class weights."""
+        bare = replace(axis, weights=None)
+        u = self.prior.probs_on(bare)
+        rest = self._without_label(u, bare)
         count = axis.count().astype(u.dtype)
         sure = rest == 0
-        by_prior = jnp.where(sure, 0, 1 / jnp.where(sure, 1, rest))
-        equally = jnp.where(sure, 1 / jnp.maximum(count - 1, 1), 0)
-        shares = align(u, ndim) * by_prior[..., None] + align(axis.exists(u.dtype), ndim) * equally[..., None]
-        epsilon = jnp.where(count > 1, self.epsilon.astype(u.dtype), 0)
-        return 1 - epsilon, epsilon, shares * away
+        exists = axis.exists(u.dtype)
+        if axis.weights is not None:
+            weights = axis.weights.astype(u.dtype)
+            u, exists = (align(x, weights.ndim) * align(weights, x.ndim) for x in (u, exists))
+        return _Shares(
+            jnp.where(count > 1, self.epsilon.astype(u.dtype), 0),
+            jnp.where(sure, 0, 1 / jnp.where(sure, 1, rest)),
+            jnp.where(sure, 1 / jnp.maximum(count - 1, 1), 0),
+            u,
+            exists,
+        )
+
+    def _without_label(self, x: Array, axis: ClassAxis) -> Array:
+        """Σ_{k≠y} x_k, (*batch,), of (K,) or (*batch, K)."""
+        labels = self.hard.labels
+        if x.ndim == 1:
+            return axis.take(_without_each(x, axis), labels[..., None])[..., 0]
+        return axis.psum(jnp.sum(x * axis.away(labels, x.dtype), axis=-1))
 
     def _of_dense(self, axis: ClassAxis) -> Array:
         """Each label j in turn, with weight h_j: u_k / Σ_{i≠j} u_i for k ≠ j, or 1 / (K − 1) where that sum is 0."""
@@ -234,6 +251,23 @@ class _Others(Target):
         by_prior = u * _without_each(jnp.where(sure, 0, hard / jnp.where(sure, 1, rest)), axis)
         equally = exists * _without_each(jnp.where(sure, hard, 0), axis) / jnp.maximum(count - 1, 1)
         return jnp.where(count > 1, (1 - epsilon) * hard + epsilon * (by_prior + equally), hard)
+
+
+class _Shares(NamedTuple):
+    """ε, and what the classes other than the label get of it: by_prior · u_k + equally · [k exists]."""
+
+    epsilon: Array
+    by_prior: Array
+    equally: Array
+    u: Array
+    exists: Array
+
+    def others(self, axis: ClassAxis, labels: Array) -> Array:
+        """The shares, (*batch, K): 0 on the label."""
+        ndim = labels.ndim + 1
+        by_prior, equally = self.by_prior[..., None], self.equally[..., None]
+        shares = align(self.u, ndim) * by_prior + align(self.exists, ndim) * equally
+        return shares * axis.away(labels, self.u.dtype)
 
 
 def _without_each(x: Array, axis: ClassAxis) -> Array:

@@ -11,8 +11,9 @@ import reference_adaptive
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_ls import adaptive, predictions, smoothed_cross_entropy
+from jax_ls import adaptive, smoothed_cross_entropy
 from jax_ls.adaptive import CalibrationController, CalibrationState
+from jax_ls.logits import is_correct
 
 KEY = jax.random.key(0)
 AVERAGED = np.array([[0.2, 0.9, 0.5], [0.7, 0.1, 0.6]], np.float32)
@@ -232,5 +233,5 @@ def test_bad_input_of_update():
 )
 def test_the_first_of_the_likeliest_classes_is_predicted(row, first):
     rows = np.tile(np.array(row, np.float32), (4, 1))
-    correct = jax.jit(predictions.is_correct)(rows, jnp.arange(4))
+    correct = jax.jit(is_correct)(rows, jnp.arange(4))
     np.testing.assert_array_equal(correct, np.arange(4) == first)
