@@ -195,7 +195,7 @@ def test_the_arguments_that_mistakes_were_made_in_are_right(function):
 @pytest.mark.parametrize("reduction", ["none", "sum", "sum_by_nonzero_weights"])
 def test_a_denominator_where_none_divides_raises(reduction):
     with pytest.raises(ValueError, match=r"denominator: expected None .*got 3"):
-        jax_ls.reduce(FLOATS, reduction, denominator=3)
+        jax_ls.reduce(FLOATS, reduction=reduction, denominator=3)
 
 
 def test_an_option_that_smoothing_does_not_have_raises():

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "noise": f"{CORE} smoothing losses beliefs",
     "calibration": f"{CORE} losses reductions",
     "preferences": f"{CORE} smoothing losses linear",
-    "plotting": f"{CORE} calibration",
+    "plotting": f"{CORE} calibration sweeps",
     "nnx": f"{CORE} losses adaptive online calibration",
 }
 

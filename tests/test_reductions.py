@@ -32,7 +32,7 @@ def divisor(reduction, weights):
 @functools.partial(jax.jit, static_argnames="reduction")
 def value_and_slopes(losses, weights, reduction):
     def total(losses, weights):
-        reduced = reduce(losses, reduction, weights=weights)
+        reduced = reduce(losses, weights, reduction=reduction)
         return reduced.sum(), reduced
 
     (_, reduced), slopes = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(losses, weights)
@@ -65,7 +65,7 @@ def test_no_weights_are_weights_of_one():
     losses = jnp.array([1.0, 2.0, 6.0])
     for reduction in REDUCTIONS:
         expected = by_definition(np.array([1.0, 2.0, 6.0]), reduction, np.ones(3))
-        np.testing.assert_allclose(reduce(losses, reduction), expected)
+        np.testing.assert_allclose(reduce(losses, reduction=reduction), expected)
     np.testing.assert_allclose(mean(losses), 3.0)
 
 
@@ -81,7 +81,7 @@ def test_a_loss_of_no_weight_is_not_looked_at(reduction, poison):
 
 def test_a_nan_that_counts_is_seen():
     for reduction in REDUCTIONS:
-        assert np.isnan(reduce(jnp.array([1.0, NAN]), reduction, weights=jnp.array([1.0, 1.0]))).any()
+        assert np.isnan(reduce(jnp.array([1.0, NAN]), jnp.array([1.0, 1.0]), reduction=reduction)).any()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32", "bool"])
@@ -89,7 +89,7 @@ def test_losses_and_weights_of_other_dtypes_are_summed_in_float32(dtype):
     # 2049 ones do not fit into a sum in either half precision.
     ones = jnp.ones(2049, dtype)
     for weights in (ones, jnp.ones(2049)):
-        total = reduce(ones, "sum", weights=weights)
+        total = reduce(ones, weights, reduction="sum")
         assert total.dtype == jnp.float32
         assert total == 2049
 
@@ -98,7 +98,7 @@ def test_weights_broadcast():
     losses = jnp.arange(6.0).reshape(2, 3)
     np.testing.assert_allclose(mean(losses, jnp.array([[1.0], [0.0]])), 1.0)
     np.testing.assert_allclose(mean(losses, 2.0), 2.5)
-    np.testing.assert_allclose(reduce(losses, "sum_by_nonzero_weights", weights=jnp.array([[0.0], [2.0]])), 8.0)
+    np.testing.assert_allclose(reduce(losses, jnp.array([[0.0], [2.0]]), reduction="sum_by_nonzero_weights"), 8.0)
 
 
 def test_an_empty_mean_is_zero_with_zero_gradients():
@@ -171,7 +171,7 @@ def test_reductions_over_devices_are_those_of_the_whole_batch(batch_axis_name, r
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(batch_axis_name), out_specs=(P(), P(batch_axis_name)))
     def everywhere(losses, weights):
-        return jax.value_and_grad(lambda x: reduce(x, reduction, weights=weights, batch_axis_name=batch_axis_name))(
+        return jax.value_and_grad(lambda x: reduce(x, weights, reduction=reduction, batch_axis_name=batch_axis_name))(
             losses
         )
 
