@@ -108,7 +108,10 @@ def normalizer(
 
 def sum_over_devices(x: Any, batch_axis_name: AxisName | None) -> Any:
     """Sums each array of a tree over the mesh axes that the examples are split over; None: as it is."""
-    return x if batch_axis_name is None else jax.lax.psum(x, batch_axis_name)
+    if batch_axis_name is None:
+        return x
+    checks.check_mesh_axes("batch_axis_name", batch_axis_name)
+    return jax.lax.psum(x, batch_axis_name)
 
 
 def _sum(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jax_ls import mean, reduce, smoothed_cross_entropy
+from jax_ls import calibration, linear_cross_entropy, mean, online, reduce, smoothed_cross_entropy
+from jax_ls.adaptive import CalibrationController
 
 NAN, INF = np.nan, np.inf
 REDUCTIONS = ["none", "sum", "mean", "sum_by_nonzero_weights"]
@@ -186,3 +188,29 @@ def test_an_empty_mean_over_devices_is_zero():
         functools.partial(mean, batch_axis_name="data"), mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()
     )
     assert jax.jit(over)(jnp.full(8, NAN), jnp.zeros(8)) == 0
+
+
+ZEROS, FIRST, CONTROLLER = jnp.zeros((4, 3)), jnp.zeros(4, int), CalibrationController()
+OVER_DEVICES = {
+    "mean": lambda axis: mean(jnp.ones(4), batch_axis_name=axis),
+    "reduce": lambda axis: reduce(jnp.ones(4), reduction="sum", batch_axis_name=axis),
+    "linear": lambda axis: linear_cross_entropy(jnp.ones((4, 2)), jnp.ones((2, 3)), FIRST, batch_axis_name=axis),
+    "online": lambda axis: online.update(online.init(3), ZEROS, FIRST, batch_axis_name=axis),
+    "controller": lambda axis: CONTROLLER.update(CONTROLLER.init(), ZEROS, FIRST, batch_axis_name=axis),
+    "ece": lambda axis: calibration.expected_calibration_error(ZEROS, FIRST, batch_axis_name=axis),
+    "ece, mass": lambda axis: calibration.reliability(ZEROS, FIRST, binning="mass", batch_axis_name=axis).count,
+    "risk": lambda axis: calibration.area_under_risk_coverage(ZEROS, FIRST, batch_axis_name=axis),
+    "nll": lambda axis: calibration.negative_log_likelihood(ZEROS, FIRST, batch_axis_name=axis),
+    "temperature": lambda axis: calibration.fit_temperature(ZEROS, FIRST, batch_axis_name=axis),
+}
+
+
+@pytest.mark.parametrize("name", OVER_DEVICES)
+@pytest.mark.parametrize(("axis", "wrong"), [("nope", "nope"), (("data", "nope"), "nope"), (3, 3)])
+def test_a_mesh_axis_that_does_not_exist_raises_in_our_words(name, axis, wrong):
+    expected = "batch_axis_name: expected a mesh axis of the surrounding jax.shard_map, "
+    with pytest.raises(ValueError, match=f"{expected}and there is none around this call, got"):
+        OVER_DEVICES[name](axis)
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=rf"{expected}one of 'data' \| 'model', got {wrong!r}"):
+        jax.eval_shape(jax.shard_map(lambda: OVER_DEVICES[name](axis), mesh=mesh, in_specs=(), out_specs=P()))
