@@ -1,17 +1,13 @@
 """Pictures: what they show is what they were given, on the axes that they were given."""
 
 import dataclasses
-import doctest
-import importlib
 import sys
 
-import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
 
-import jax_ls
 from jax_ls import calibration, plotting, smooth, sweeps
 
 mpl.use("Agg")
@@ -248,21 +244,7 @@ def test_no_plane_no_picture(wrong, error, message):
         plotting.plot_penultimate(**{"features": WIDE, "labels": np.zeros(2, int), "kernel": TALL} | wrong)
 
 
-CALIBRATION = [f"calibration.{name}" for name in ("errors", "reliability", "scores", "temperature")]
-
-
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "jax_ls\[plot\]"'):
         plotting.plot_sweep(swept([0.0], [[1.0]]))
-
-
-@pytest.mark.parametrize("module", ["plotting.charts", "plotting.penultimate", *CALIBRATION])
-def test_examples_run(module):
-    """Those of this room and of calibration, methods and properties too."""
-    names = {name: getattr(jax_ls, name) for name in jax_ls.__all__}
-    names |= {"jax_ls": jax_ls, "jax": jax, "jnp": jnp, "np": np}
-    found = doctest.DocTestFinder().find(importlib.import_module(f"jax_ls.{module}"), module, extraglobs=names)
-    assert sum(len(test.examples) for test in found) > 1
-    for test in found:
-        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
