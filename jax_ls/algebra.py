@@ -100,7 +100,7 @@ class Target:
         return flags
 
     def counted(self, where: Array) -> Target:
-        """Returns the same target with stand-ins for the examples that do not count, so that no NaN of theirs spreads."""
+        """Returns the target with stand-ins for the examples that do not count, so that no NaN of theirs spreads."""
         leaves, tree = jax.tree.flatten(self)
 
         def masked(x: Array) -> Array:

@@ -90,18 +90,6 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
     return int(axis) % ndim
 
 
-def check_axis_name(name: str, axis_name: object) -> None:
-    """`axis_name` is a mesh axis of the surrounding `jax.shard_map`, or several."""
-    known = jax.sharding.get_abstract_mesh().manual_axes
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    for one in names:
-        if one not in known:
-            words = ", ".join(map(repr, known)) or "none: no shard_map is around"
-            raise ValueError(
-                f"{name}: expected a mesh axis of the surrounding jax.shard_map ({words}), got {axis_name!r}"
-            )
-
-
 def as_batch_labels(name: str, x: Any, batch: Shape) -> jax.Array:
     """Integers (*batch,)."""
     labels = as_labels(name, x)
@@ -114,6 +102,18 @@ def as_batch_numbers(name: str, x: Any, batch: Shape) -> jax.Array:
     values = as_weight(name, x)
     assert_shape(name, values, [(), batch], f"() or {batch}, the shape of the batch")
     return values
+
+
+def check_mesh_axes(name: str, axes: Any) -> None:
+    """Each of `axes`, a name or a tuple of names, is an axis of the surrounding `jax.shard_map` or `jax.vmap`."""
+    for axis in axes if isinstance(axes, tuple) else (axes,):
+        try:
+            jax.lax.axis_size(axis)
+        except (NameError, TypeError, ValueError) as error:
+            known = jax.sharding.get_abstract_mesh().manual_axes
+            which = f"one of {' | '.join(map(repr, known))}" if known else "and there is none around this call"
+            message = f"{name}: expected a mesh axis of the surrounding jax.shard_map, {which}, got {axis!r}"
+            raise ValueError(message) from error
 
 
 def check_integer(name: str, x: object) -> None:

@@ -162,7 +162,7 @@ class ClassAxis:
         return fences.end_of_sum(self.psum(jnp.sum(q, axis=-1))) if values is None else self.sum(values, q)
 
     def sum(self, values: Array, q: Array | None) -> Array:
-        """Returns Σ_k q_k v_k of values (*batch, K) for q (K,) or (*batch, K); Σ_k v_k if `q` is None. 0 · −inf is 0."""
+        """Returns Σ_k q_k v_k of values (*batch, K), or Σ_k v_k if `q` is None. 0 · −inf is 0."""
         if q is None:
             return fences.end_of_sum(self.psum(jnp.sum(values, axis=-1)))
         ndim = max(values.ndim, q.ndim)

@@ -17,9 +17,9 @@ __all__ = ["end_of_sum", "finite", "infinite", "lowest", "unshared", "vary_alike
 def end_of_sum(sums: Array) -> Array:
     """Returns `sums`, which XLA on CPU then keeps apart from the arithmetic that follows.
 
-    Symptom on CPU: a logarithm after a sum is folded into the loop of the sum, which then takes up to four times as long.
-    A rounding to the precision that the number has already keeps it out. `benchmarks/cross_entropy.py`, 65536×1000
-    float32, forward: 187 ms without, 47 ms with.
+    Symptom on CPU: a logarithm after a sum is folded into the loop of the sum, which then takes up to four times as
+    long. A rounding to the precision that the number has already keeps it out. `benchmarks/cross_entropy.py`,
+    65536×1000 float32, forward: 187 ms without, 47 ms with.
     """
     precision = jnp.finfo(sums.dtype)
 

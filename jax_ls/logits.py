@@ -7,8 +7,8 @@ A loss is a formula over `Logits` and, where it has them, targets, labels and nu
 
     losses = on_logits(poly1, logits, {"y": labels, "epsilon": 1.0}, where=where)
 
-`on_logits` checks the arguments by name, moves the classes last, widens, masks and shards, and remembers only the logits
-and a few numbers per row for the backward pass.
+`on_logits` checks the arguments by name, moves the classes last, widens, masks and shards, and remembers only the
+logits and a few numbers per row for the backward pass.
 
 A formula runs twice while it is traced: once to learn which sums over classes it asks for, once with the sums. So the
 maximum, Σ exp and every linear sum come out of one pass over the logits on TPU and GPU (`_row_sums`). In the first run
@@ -44,7 +44,7 @@ NO_CLASS = -(2**31)
 """The likeliest class of a row that has none, for its logits are not finite numbers."""
 
 REMEMBERED = "jax_ls.sum_over_classes"
-"""Name of the sums over classes, for checkpoint policies: a few numbers per row, worth keeping for the backward pass."""
+"""Name of the sums over classes, for checkpoint policies: a few numbers per row, kept for the backward pass."""
 
 
 def on_logits(
@@ -62,8 +62,8 @@ def on_logits(
     """Returns the losses of a formula: `formula(Logits, **operands)` for each example.
 
     Args:
-      formula: a function of `Logits` and the operands by name; it returns an array (*batch,), or a tree of them. Without
-        an outer `jit`, a formula that is defined anew for each call is compiled anew for each call.
+      formula: a function of `Logits` and the operands by name; it returns an array (*batch,), or a tree of them.
+        Without an outer `jit`, a formula that is defined anew for each call is compiled anew for each call.
       logits: z, real numbers with K classes on `axis`; sums over K accumulate in float32 or wider.
       operands: by name, targets, integers (*batch,) for labels, and real numbers () or (*batch,). Arrays of the logits'
         shape or (K,) become `Target`s beforehand: `Dense(array)`.
@@ -187,7 +187,7 @@ class Logits:
 
     def probs(self, q: Target) -> Array:
         """q written out over the classes of this device: (*batch, K), or (*batch, 1) where all have the same share."""
-        if isinstance(q, Uniform) and q.where is None and self._axis.where is None:
+        if isinstance(q, Uniform) and q.class_where is None and self._axis.where is None:
             (share,) = fences.unshared(1 / self.num_classes)
             return jnp.broadcast_to(share, (*self._z.shape[:-1], 1))
         return align(q.probs_on(self._axis).astype(self._z.dtype), self._z.ndim)
@@ -339,7 +339,7 @@ class Batch:
             penalty = checks.as_weight("z_loss", z_loss)
             checks.assert_shape("z_loss", penalty, [(), batch], f"() or {batch}, the shape of the batch")
         if class_axis_name is not None:
-            checks.check_axis_name("class_axis_name", class_axis_name)
+            checks.check_mesh_axes("class_axis_name", class_axis_name)
         return cls(z, axis, where, class_where, class_weights, penalty, class_axis_name)
 
     @property
@@ -575,9 +575,7 @@ CUDA_LONGEST_ROW = 16384
 """Longest row that XLA on GPU reduces in one kernel. It splits longer ones in about √K parts, which it writes out."""
 
 
-def _one_reduction(
-    wanted: _Pass, z: Array, weights: tuple[Array | None, ...], longest: int | None = None
-) -> Sums:
+def _one_reduction(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], longest: int | None = None) -> Sums:
     """All sums in one variadic reduction: one read of the logits. Online softmax: what is summed is rescaled whenever
     the maximum grows (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
     """
@@ -650,7 +648,7 @@ def _one_reduction(
 
 
 def _parts(z: Array, longest: int | None) -> int:
-    """Into how many equal parts a row is reduced first, so that each is at most `longest`; 1 if that does not divide."""
+    """How many equal parts of at most `longest` classes a row is reduced by; 1 if none divides it."""
     size = z.shape[-1]
     if longest is None or class_axis_is_split(z) or size <= longest:
         return 1
@@ -673,7 +671,8 @@ def _over_devices(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], lo
         sums["moment"] = axis.psum((local["moment"] + local["total"] * step) * scale)
     if "likeliest" in wanted:
         # NaN where the local maximum is not finite: then the class is another device's.
-        here = jnp.where((step == 0) & ~jnp.isnan(local["likeliest"]), local["likeliest"] + jnp.asarray(axis.start).astype(z.dtype), jnp.inf)
+        number = local["likeliest"] + jnp.asarray(axis.start).astype(z.dtype)
+        here = jnp.where((step == 0) & ~jnp.isnan(number), number, jnp.inf)
         first = -axis.pmax(-here)
         sums["likeliest"] = jnp.where(jnp.isinf(first), jnp.nan, first)
     for i, w in enumerate(weights):

@@ -133,7 +133,7 @@ def jensen(
 
 def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
     # J_α(u ‖ p) = J_{1−α}(p ‖ u), so that α ≤ ½ may be had: of (a, b) = (u, p), else (p, u), and c = min(α, 1 − α),
-    # J = Σ_k b s / (1 − c) − (a + b c / (1 − c)) log(1 + c (eˢ − 1)) / c with s = log(b / a). Nothing cancels as c -> 0.
+    # J = Σ_k b s / (1 − c) − (a + b c / (1 − c)) log(1 + c (eˢ − 1)) / c, s = log(b / a). Nothing cancels as c -> 0.
     alpha = alpha.astype(z.dtype)
     c = jnp.minimum(alpha, 1 - alpha)
     per_c = jnp.where(c == 0, 0, 1 / jnp.where(c == 0, 1, c))

@@ -185,9 +185,9 @@ class _Others(Target):
             return axis.dot(self.probs_on(replace(axis, weights=None)), values)
         parts = self._of_labels(self.hard.labels, axis)
         if values is None:
-            off = parts.by_prior * self._without_label(parts.u, axis) + parts.equally * self._without_label(
-                parts.exists, axis
-            )
+            label = axis.take(parts.exists, self.hard.labels[..., None])[..., 0]
+            rest = axis.psum(jnp.sum(parts.exists, axis=-1)) - label
+            off = parts.by_prior * self._without_label(parts.u, axis) + parts.equally * rest
         else:
             # Masks and class weights are in them: multiplied later, XLA on CPU would write the product out.
             off = replace(axis, where=None, weights=None).dot(parts.others(axis, self.hard.labels), values)
@@ -207,7 +207,7 @@ class _Others(Target):
 
     def _with_uniform(self, prior: Uniform, axis: ClassAxis) -> Target:
         """The mixture with the uniform distribution: there 1 − u_y = 1 − 1/K, which does not cancel."""
-        count = (axis if prior.where is None else axis.restricted(prior.where)).count()
+        count = (axis if prior.class_where is None else axis.restricted(prior.class_where)).count()
         alone = count <= 1
         raised = jnp.where(alone, 0, self.epsilon / jnp.where(alone, 1, 1 - 1 / count).astype(self.epsilon.dtype))
         return (1 - raised) * self.hard + (raised * self.hard.contract(None, replace(axis, weights=None))) * prior
@@ -297,8 +297,8 @@ def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int,
         _check_rows("prior", prior, batch)
         if prior.ndim == 2 and prior.shape[0] == prior.shape[1] and batch == prior.shape[:1]:
             raise ValueError(
-                f"prior: expected (K,), or a Target, got {checks.describe(prior)} for a batch of K examples, which may be "
-                "one row per label, Rows(prior, labels), or one row per example, Dense(prior)"
+                f"prior: expected (K,) or a Target, got {checks.describe(prior)} for a batch of K examples: "
+                "one row per label is Rows(prior, labels), one row per example is Dense(prior)"
             )
     target = as_target(prior)
     return target if where is None else Restricted(target, where)

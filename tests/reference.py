@@ -49,7 +49,7 @@ def restrict(u: Array, exists: Array | None) -> Array:
 
 
 def others(label: int, epsilon: complex, u: Array, exists: Array | None = None) -> Array:
-    """Exactly 1 − ε on the label; ε over the others, as u shares it among them, equally where all of u is on the label."""
+    """Exactly 1 − ε on the label; ε over the others as u shares it among them, or equally if u gives them nothing."""
     rest = np.ones(len(u)) if exists is None else exists.astype(float)
     rest[label] = 0
     if rest.sum() == 0:

@@ -151,7 +151,8 @@ def test_the_two_limits_of_jensen(z, uniform):
     f = jax.value_and_grad(lambda z, a: penalties.jensen(z, a, prior=prior).sum())
     negentropy = np.sum(u * np.log(u))
     smoothing = jax.value_and_grad(lambda z: (cross_entropy(z, np.stack([u, u])) + negentropy).sum())(z)
-    confidence = jax.value_and_grad(lambda z: (-on_logits(lambda z: z.entropy(), z) + penalty_of_prior(z, np.log(u))).sum())(z)
+    negative_entropy = lambda z: -on_logits(lambda z: z.entropy(), z)  # noqa: E731
+    confidence = jax.value_and_grad(lambda z: (negative_entropy(z) + penalty_of_prior(z, np.log(u))).sum())(z)
     for ours, expected in ((f(z, 1.0), smoothing), (f(z, 0.0), confidence)):
         np.testing.assert_allclose(ours[0], expected[0], rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(ours[1], expected[1], rtol=1e-4, atol=1e-4)

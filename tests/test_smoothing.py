@@ -81,7 +81,10 @@ def test_smooth_labels_and_their_derivative(case):
             {"labels": [2, 1], "smoothing": 0.5, "num_classes": 5, "spread": "others", "class_where": [0, 1, 1, 1, 1]},
         ),
         # Where the label has all of the prior, the others share ε equally.
-        ([[0.25, 0.5, 0.25]], {"labels": [1], "smoothing": 0.5, "num_classes": 3, "spread": "others", "prior": [0.0, 1, 0]}),
+        (
+            [[0.25, 0.5, 0.25]],
+            {"labels": [1], "smoothing": 0.5, "num_classes": 3, "spread": "others", "prior": [0.0, 1, 0]},
+        ),
     ],
 )
 def test_figures_that_others_printed(expected, arguments):

@@ -15,7 +15,7 @@ from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName
 from jax_ls.logits import Batch, Logits
-from jax_ls.noise.labels import as_matrix, as_rate, is_matrix
+from jax_ls.noise.labels import as_matrix, as_rate, assert_one_given
 from jax_ls.smoothing import smooth
 from jax_ls.targets import OneHot, Rows
 
@@ -25,8 +25,9 @@ __all__ = ["backward_correction", "bootstrap", "forward_correction", "label_rela
 def forward_correction(
     logits: ArrayLike,
     labels: ArrayLike,
-    noise: ArrayLike,
+    resample_rate: ArrayLike | None = None,
     *,
+    matrix: ArrayLike | None = None,
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
     class_where: ArrayLike | None = None,
@@ -41,16 +42,19 @@ def forward_correction(
     Args:
       logits: z, real numbers with K classes on `axis`.
       labels: the noisy y, integers (*batch,).
-      noise: α, () or (*batch,), in [0, 1), NaN for an example whose traced α is not; or T, (K, K),
-        T_ij = P(seen as j | i), whole even where classes are split over devices. Traced, it is not checked.
-      where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `cross_entropy`; K counts the classes that exist.
+      resample_rate: α, the share of labels drawn anew from all K classes; () or (*batch,), in [0, 1). An example
+        whose traced α is outside gets NaN.
+      matrix: T, (K, K), in place of α: T_ij = P(seen as j | i). It is whole even where classes are split over devices.
+        A traced one is not checked.
+      where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `cross_entropy`; K counts the classes
+        that exist.
 
     Returns:
       Losses (*batch,) in float32 or wider. At α = 0 the derivative in α is held at that of p_y = e⁻⁶⁰/K.
 
     Raises:
-      ValueError: rates outside [0, 1) or rows that are no distributions, where they are concrete; a shape that
-        rates and matrix share.
+      ValueError: rates outside [0, 1) or rows that are no distributions, where they are concrete.
+      TypeError: `resample_rate` and `matrix` are both given, or neither is.
 
     Example:
       >>> from jax_ls import noise
@@ -63,10 +67,11 @@ def forward_correction(
       Mitigate Label Noise?, 2020 (symmetric).
     """
     batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
-    if is_matrix("noise", noise, y.shape):
-        matrix = as_matrix("noise", noise, batch.logits.shape[-1] * batch.num_devices)
-        return batch.apply(_forward_by_matrix, y=y, seen=Rows(batch.local(matrix.T), y))
-    return batch.apply(_forward, y=y, alpha=as_rate("noise", noise, y.shape))
+    assert_one_given("resample_rate", resample_rate, matrix)
+    if matrix is None:
+        return batch.apply(_forward, y=y, alpha=as_rate("resample_rate", resample_rate, y.shape))
+    table = as_matrix("matrix", matrix, batch.logits.shape[-1] * batch.num_devices)
+    return batch.apply(_forward_by_matrix, y=y, seen=Rows(batch.local(table.T), y))
 
 
 def _forward(z: Logits, y: Array, alpha: Array) -> Array:
@@ -80,15 +85,16 @@ def _forward(z: Logits, y: Array, alpha: Array) -> Array:
 
 
 def _forward_by_matrix(z: Logits, y: Array, seen: Target) -> Array:
-    # A label outside [0, K) makes its row of `seen` NaN; one that does not exist has no probability to be seen by.
+    # A label that does not exist has no probability to be seen by: 0 · z_y makes it NaN.
     return z.log_total - z.log_sum(z.probs(seen)) + 0 * z.pick(y)
 
 
 def backward_correction(
     logits: ArrayLike,
     labels: ArrayLike,
-    noise: ArrayLike,
+    resample_rate: ArrayLike | None = None,
     *,
+    matrix: ArrayLike | None = None,
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
     class_where: ArrayLike | None = None,
@@ -102,14 +108,15 @@ def backward_correction(
     Unbounded below: train plainly first, or take `forward_correction`.
 
     Args:
-      logits, labels, noise, where, ignore_index, class_where, z_loss, axis, class_axis_name: as in `forward_correction`. T is inverted in
-        every call; `cross_entropy(logits, Rows(inverse, labels))` takes the inverse.
+      logits, labels, resample_rate, matrix, where, ignore_index, class_where, z_loss, axis, class_axis_name: as in
+        `forward_correction`. T is inverted in every call; `cross_entropy(logits, Rows(inverse, labels))` takes the
+        inverse.
 
     Returns:
       Losses (*batch,) in float32 or wider, of any sign; not finite if T has no inverse.
 
     Raises:
-      AssertionError, ValueError: as `forward_correction`.
+      AssertionError, TypeError, ValueError: as `forward_correction`.
 
     Example:
       >>> from jax_ls import noise
@@ -121,12 +128,13 @@ def backward_correction(
       Mitigate Label Noise?, 2020.
     """
     batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
-    if is_matrix("noise", noise, y.shape):
-        inverse = jnp.linalg.inv(as_matrix("noise", noise, batch.logits.shape[-1] * batch.num_devices))
-        target: Target = Rows(batch.local(inverse), y)
+    assert_one_given("resample_rate", resample_rate, matrix)
+    if matrix is None:
+        rate = as_rate("resample_rate", resample_rate, y.shape)
+        target: Target = smooth(y, -rate / (1 - rate))
     else:
-        alpha = as_rate("noise", noise, y.shape)
-        target = smooth(y, -alpha / (1 - alpha))
+        table = as_matrix("matrix", matrix, batch.logits.shape[-1] * batch.num_devices)
+        target = Rows(batch.local(jnp.linalg.inv(table)), y)
     return batch.apply(_cross_entropy, target=target)
 
 
