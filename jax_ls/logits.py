@@ -34,7 +34,7 @@ from jax.typing import ArrayLike
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, ClassAxis, align, class_axis_is_split, stand_in
-from jax_ls.targets import OneHot, Uniform
+from jax_ls.targets import Dense, OneHot, Uniform
 
 __all__ = ["Batch", "Formula", "Logits", "is_correct", "on_logits"]
 
@@ -179,6 +179,12 @@ class Logits:
     def mass(self, q: Target) -> Array:
         """Σ_k q_k: (*batch,), or () where it is the same for all."""
         return self._weighted(q).contract(None, self._axis).astype(self._z.dtype)
+
+    def cross_entropy(self, q: Target) -> Array:
+        """M · lse(z) − ⟨q, z⟩ with M = Σ_k q_k."""
+        # The product first: it says by name what does not fit.
+        dot = self.dot(q)
+        return self.mass(q) * self.log_total - dot
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -364,7 +370,8 @@ class Batch:
         if ignore_index is None:
             return self
         if not isinstance(labels, OneHot):
-            raise TypeError(f"ignore_index: expected None, for only integer labels name one, got {ignore_index!r}")
+            came = checks.describe(labels.probabilities) if isinstance(labels, Dense) else type(labels).__name__
+            raise TypeError(f"labels: expected integers, for ignore_index to name one, got {came}")
         checks.check_integer("ignore_index", ignore_index)
         kept = labels.labels != ignore_index
         return replace(self, where=kept if self.where is None else kept & self.where)

@@ -29,11 +29,11 @@ __all__ = [
 
 
 def _cross_entropy(z: Logits, target: Target) -> Array:
-    return z.mass(target) * z.log_total - z.dot(target)
+    return z.cross_entropy(target)
 
 
 def _kl_divergence(z: Logits, target: Target) -> Array:
-    return _cross_entropy(z, target) + z.negentropy(target)
+    return z.cross_entropy(target) + z.negentropy(target)
 
 
 def cross_entropy(

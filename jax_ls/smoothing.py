@@ -235,7 +235,7 @@ class _Others(Target):
         """Σ_{k≠y} x_k, (*batch,), of (K,) or (*batch, K)."""
         labels = self.hard.labels
         if x.ndim == 1:
-            return axis.take(_without_each(x, axis), labels[..., None])[..., 0]
+            return _sum_without(axis.take(x, labels[..., None]), x, axis)[..., 0]
         return axis.psum(jnp.sum(x * axis.away(labels, x.dtype), axis=-1))
 
     def _of_dense(self, axis: ClassAxis) -> Array:
@@ -246,11 +246,12 @@ class _Others(Target):
         epsilon = align(self.epsilon[..., None], ndim).astype(u.dtype)
         count = axis.count().astype(u.dtype)
         count = align(count[..., None], ndim) if count.ndim else count
-        rest = _without_each(u, axis)
+        rest = _sum_without(u, u, axis)
         sure = rest == 0
-        by_prior = u * _without_each(jnp.where(sure, 0, hard / jnp.where(sure, 1, rest)), axis)
-        equally = exists * _without_each(jnp.where(sure, hard, 0), axis) / jnp.maximum(count - 1, 1)
-        return jnp.where(count > 1, (1 - epsilon) * hard + epsilon * (by_prior + equally), hard)
+        by_prior, equally = jnp.where(sure, 0, hard / jnp.where(sure, 1, rest)), jnp.where(sure, hard, 0)
+        by_prior, equally = (_sum_without(x, x, axis) for x in (by_prior, equally))
+        spread = u * by_prior + exists * equally / jnp.maximum(count - 1, 1)
+        return jnp.where(count > 1, (1 - epsilon) * hard + epsilon * spread, hard)
 
 
 class _Shares(NamedTuple):
@@ -270,20 +271,17 @@ class _Shares(NamedTuple):
         return shares * axis.away(labels, self.u.dtype)
 
 
-def _without_each(x: Array, axis: ClassAxis) -> Array:
-    """Σ_{j≠k} x_j for each k, of numbers that are not negative.
+def _sum_without(entry: Array, x: Array, axis: ClassAxis) -> Array:
+    """Returns Σ_k x_k less each `entry`, which is one of x; no number is negative.
 
-    The sum less x_k cancels where x_k is most of it. Only the largest can be: its sum is taken without it.
+    The sum less an entry cancels where the entry is most of it. Only the largest can be: its sum is taken without it.
     """
-    is_top = x == axis.pmax(jnp.max(x, axis=-1, keepdims=True))
 
     def summed(terms: Array) -> Array:
-        return axis.psum(jnp.sum(terms, axis=-1, keepdims=True, dtype=x.dtype))
+        return align(axis.psum(jnp.sum(terms, axis=-1, keepdims=True)), entry.ndim)
 
-    ties = summed(is_top)
-    top = summed(jnp.where(is_top, x, 0)) / ties
-    rest = summed(jnp.where(is_top, 0, x))
-    return jnp.where(is_top, rest + (ties - 1) * top, (rest - x) + ties * top)
+    total, without_top = summed(x), summed(jnp.where(x == axis.pmax(jnp.max(x, axis=-1, keepdims=True)), 0, x))
+    return jnp.where(entry > total / 2, without_top, total - entry)
 
 
 def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int, ...] | None) -> Target:

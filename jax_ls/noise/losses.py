@@ -139,7 +139,7 @@ def backward_correction(
 
 
 def _cross_entropy(z: Logits, target: Target) -> Array:
-    return z.mass(target) * z.log_total - z.dot(target)
+    return z.cross_entropy(target)
 
 
 def label_relaxation(
