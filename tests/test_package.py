@@ -30,6 +30,7 @@ CONTRACT = {
 CORE = "checks class_axis algebra targets"
 MAY_IMPORT = {
     "checks": "",
+    "running_sums": "",
     "class_axis": "checks",
     "algebra": "checks class_axis",
     "targets": "checks class_axis algebra",
@@ -44,11 +45,11 @@ MAY_IMPORT = {
     "priors": CORE,
     "values": CORE,
     "sweeps": "checks",
-    "online": f"{CORE} predictions reductions",
+    "online": f"{CORE} predictions reductions running_sums",
     "adaptive": f"{CORE} beliefs predictions reductions",
     "penalties": f"{CORE} smoothing losses beliefs",
     "noise": f"{CORE} smoothing losses beliefs",
-    "calibration": f"{CORE} losses reductions",
+    "calibration": f"{CORE} losses reductions running_sums",
     "preferences": f"{CORE} smoothing losses linear",
     "plotting": f"{CORE} calibration",
     "nnx": f"{CORE} losses adaptive online calibration",

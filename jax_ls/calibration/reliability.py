@@ -1,7 +1,7 @@
 """Confidence against accuracy, bin by bin, as sums: batches and devices add up, and one number comes out at the end."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,39 +9,43 @@ import numpy as np
 from jax.core import Tracer
 
 from jax_ls import checks
+from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName, ClassAxis, flat, gathered, saved, with_whole_rows
 from jax_ls.reductions import sum_over_devices
+from jax_ls.running_sums import added, as_running, sum_of, sums_by_row
 
 __all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
 
 Array = jax.typing.ArrayLike
 Binning = Literal["width", "mass"]
 
-# Examples that are summed one after the other in float32; what they give is summed in a second go.
-BLOCK = 1024
+# The sums of a `Reliability`, and what rounding took from each.
+SUMS = {"count": "lost_count", "correct": "lost_correct", "confidence_sum": "lost_confidence"}
 
 
-@jax.tree_util.register_dataclass
+@pytree()
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """Bins of predictions by their confidence; bin b holds what lies in (edges[b], edges[b + 1]].
 
     The outermost also hold what lies beyond. `a + b` is the reliability of both sets together, if they share their
     edges; `psum` is that of all devices. A prediction of NaN, or a label that names no class, makes the confidence of
-    its bin NaN, and all errors with it. 10⁵ batches in float32 may be off by 10⁻³; `jax_ls.nnx` compensates its sums.
+    its bin NaN, and all errors with it. Sums of any number of batches keep their digits, and counts do not overflow.
 
     Args:
       edges: (*classes, B + 1), ascending.
-      count: integers (*classes, B), the predictions in each bin.
-      correct: integers (*classes, B), those of them that are right.
+      count: (*classes, B), the predictions in each bin: whole numbers in the dtype of the confidence.
+      correct: (*classes, B), those of them that are right.
       confidence_sum: (*classes, B), Σ of their confidence.
+      lost_count, lost_correct, lost_confidence: (*classes, B), what rounding took from the three sums; `+` adds it to
+        them once it shows. None for nothing.
 
     Example:
       >>> from jax_ls import calibration
       >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]]))
       >>> bins = calibration.reliability(logits, jnp.array([0, 1, 1, 1]), num_bins=4)
-      >>> bins.count.tolist(), bins.correct.tolist()
-      ([0, 0, 2, 2], [0, 0, 1, 2])
+      >>> print(bins.count, bins.correct)
+      [0. 0. 2. 2.] [0. 0. 1. 2.]
       >>> print(f"{bins.error():.2f} {(bins + bins).error():.2f}")
       0.15 0.15
     """
@@ -50,6 +54,17 @@ class Reliability:
     count: jax.Array
     correct: jax.Array
     confidence_sum: jax.Array
+    lost_count: Any = None
+    lost_correct: Any = None
+    lost_confidence: Any = None
+
+    def __post_init__(self) -> None:
+        dtype = jnp.asarray(self.confidence_sum).dtype
+        for name, lost in SUMS.items():
+            whole, rest = as_running(jnp.asarray(getattr(self, name)), dtype)
+            object.__setattr__(self, name, whole)
+            if getattr(self, lost) is None:
+                object.__setattr__(self, lost, rest)
 
     @property
     def confidence(self) -> jax.Array:
@@ -74,7 +89,7 @@ class Reliability:
     @property
     def _excess(self) -> jax.Array:
         """Σ (confidence − correct) of each bin."""
-        return self.confidence_sum - self.correct.astype(self.confidence_sum.dtype)
+        return self.confidence_sum - self.correct + (self.lost_confidence - self.lost_correct)
 
     def error(self, norm: float = 1) -> jax.Array:
         """(Σ_b share_b |accuracy_b − confidence_b|^norm)^(1/norm), the largest gap for `inf`; NaN for no data."""
@@ -92,8 +107,8 @@ class Reliability:
 
     def psum(self, batch_axis_name: AxisName | None) -> "Reliability":
         """That of the predictions of all devices, inside `jax.shard_map`."""
-        sums = sum_over_devices((self.count, self.correct, self.confidence_sum), batch_axis_name)
-        return Reliability(self.edges, *sums)
+        sums = {name: getattr(self, name) for pair in SUMS.items() for name in pair}
+        return replace(self, **sum_over_devices(sums, batch_axis_name))
 
     def __add__(self, other: "Reliability") -> "Reliability":
         if not isinstance(other, Reliability):
@@ -102,13 +117,8 @@ class Reliability:
         same = jnp.all(self.edges == other.edges)
         if not isinstance(same, Tracer) and not same:
             raise ValueError("edges: expected the same edges on both sides of +; give those of the first to the second")
-        confidence_sum = self.confidence_sum + other.confidence_sum
-        return Reliability(
-            self.edges,
-            self.count + other.count,
-            self.correct + other.correct,
-            jnp.where(same, confidence_sum, jnp.nan),
-        )
+        sums = added(self, other, SUMS)
+        return replace(self, **sums | {"confidence_sum": jnp.where(same, sums["confidence_sum"], jnp.nan)})
 
 
 def reliability(
@@ -144,8 +154,8 @@ def reliability(
     Example:
       >>> from jax_ls import calibration
       >>> bins = calibration.reliability(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([1]), num_bins=2)
-      >>> bins.count.tolist(), bins.accuracy.tolist(), f"{bins.confidence[1]:.2f}"
-      ([0, 1], [nan, 0.0], '0.80')
+      >>> print(bins.count, bins.accuracy, f"{bins.confidence[1]:.2f}")
+      [0. 1.] [nan  0.] 0.80
 
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017; equal mass: Nixon et al., 2019.
@@ -230,9 +240,8 @@ def judge(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def total(x: jax.Array) -> jax.Array:
-    """Σ x, in two goes, for a long sum in float32 to keep its digits."""
-    x = flat(x)
-    return jnp.sum(saved(jnp.sum(jnp.pad(x, (0, -x.size % BLOCK)).reshape(-1, BLOCK), axis=-1)))
+    """Σ x, for a long sum in float32 to keep its digits."""
+    return sum_of(flat(x))
 
 
 def ratio(sums: jax.Array, count: jax.Array) -> jax.Array:
@@ -264,15 +273,9 @@ def _binned(
         edges = jnp.asarray(np.arange(size + 1) / size, confidence.dtype)
     inner = jax.lax.stop_gradient(edges[1:-1])
     index = jnp.sum(confidence[:, None] > inner[None], axis=-1, dtype=jnp.int32)
-    # A row of bins for each block: a sum of a million numbers near 0.92 in float32 would be off by a hundredth.
-    block = jnp.arange(index.size, dtype=jnp.int32) // BLOCK
-
-    def sums(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.zeros((-(-index.size // BLOCK), size), x.dtype).at[block, index].add(x), axis=0)
-
     known = jnp.where(jnp.isnan(correct), jnp.nan, confidence)
     parts = [kept.astype(jnp.int32), (kept & (correct > 0)).astype(jnp.int32), jnp.where(kept, known, 0)]
-    return Reliability(edges, *map(sums, parts))
+    return Reliability(edges, *(sums_by_row(x, index, size) for x in parts))
 
 
 def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
