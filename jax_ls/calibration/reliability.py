@@ -1,5 +1,6 @@
 """Confidence against accuracy, bin by bin, as sums: batches and devices add up, and one number comes out at the end."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -200,15 +201,32 @@ def classwise_reliability(
     z, y, kept = as_examples(logits, labels, where)
     p, known = with_whole_rows(jax.nn.softmax(z, axis=-1)), ClassAxis(z.shape[-1]).contains(y)
     given = _as_edges(edges, z, 2)
+    checks.check_option("binning", binning, ("width", "mass"))
+    size = checks.check_size("num_bins", num_bins)
+    return _classwise(p, known, y, kept, given, size, binning, batch_axis_name).psum(batch_axis_name)
+
+
+# Compiled, for the loop over classes to be compiled once and not at each call.
+@functools.partial(jax.jit, static_argnames=("num_bins", "binning", "batch_axis_name"))
+def _classwise(
+    p: jax.Array,
+    known: jax.Array,
+    y: jax.Array,
+    kept: jax.Array,
+    given: jax.Array | None,
+    num_bins: int,
+    binning: Binning,
+    batch_axis_name: AxisName | None,
+) -> Reliability:
+    """The bins of each class over the predictions of this device."""
 
     def of_class(k: jax.Array) -> Reliability:
-        hit = jnp.where(known, (y == k).astype(z.dtype), jnp.nan)
+        hit = jnp.where(known, (y == k).astype(p.dtype), jnp.nan)
         own = given[k] if given is not None and given.ndim == 2 else given
         return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, batch_axis_name)
 
     # One by one, for the bins of all classes at once would take several times the memory of the logits.
-    bins = jax.lax.map(of_class, jnp.arange(z.shape[-1], dtype=y.dtype))
-    return bins.psum(batch_axis_name)
+    return jax.lax.map(of_class, jnp.arange(p.shape[-1], dtype=y.dtype))
 
 
 def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
