@@ -161,10 +161,19 @@ def check_size(name: str, size: object) -> int:
 
 
 def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
-    """Integers, wide enough to be compared with any number of classes."""
-    labels = as_array(name, x, "integers (*batch,)")
+    """Integers, wide enough to be compared with any number of classes; beyond that, the largest there is."""
+    given: Any = x
+    widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype.itemsize >= widest.dtype.itemsize:
+        # JAX would wrap 2³² + 1 to 1, a class.
+        given = np.minimum(x, widest.max)
+        given = np.maximum(given, widest.min) if x.dtype.kind == "i" else given
+    labels = as_array(name, given, "integers (*batch,)")
     assert_kind(name, labels, int, "integers (*batch,)")
-    return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
+    dtype = jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32
+    if jnp.iinfo(labels.dtype).max > jnp.iinfo(dtype).max:
+        labels = jnp.minimum(labels, jnp.asarray(jnp.iinfo(dtype).max, labels.dtype))
+    return labels.astype(dtype)
 
 
 def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
@@ -239,8 +248,8 @@ def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) 
 
 
 def as_positive(name: str, x: Any) -> jax.Array:
-    """Finite numbers > 0."""
-    return as_parameter(name, x, lambda x: (x > 0) & (x < np.inf), "finite numbers > 0")
+    """Finite numbers > 0, which XLA does not flush to 0."""
+    return as_parameter(name, x, lambda x: (x >= jnp.finfo(x.dtype).tiny) & (x < np.inf), "finite numbers > 0")
 
 
 def as_amount(name: str, x: Any) -> jax.Array:
@@ -251,6 +260,12 @@ def as_amount(name: str, x: Any) -> jax.Array:
 def as_skew(name: str, x: Any) -> jax.Array:
     """Numbers in [0, 1]."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
+
+
+def as_scalar(name: str, x: jax.Array) -> jax.Array:
+    """One number, ()."""
+    assert_shape(name, x, [()], "a number")
+    return x
 
 
 def check_values(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> None:

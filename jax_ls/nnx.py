@@ -6,7 +6,6 @@ They belong in the model or beside it, and are updated in place within `nnx.jit`
 """
 
 import abc
-from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -33,6 +32,10 @@ __all__ = [
 Array = jax.typing.ArrayLike
 
 
+# The fields of the state, and the variables that hold them.
+ONLINE = ("matrix", "sums", "counts", "decay", "lost_sums", "lost_counts")
+
+
 class SmoothingState(nnx.Variable):
     """Variables that smoothing learns and the optimizer leaves alone: `nnx.split(model, nnx.Param, SmoothingState)`.
 
@@ -40,12 +43,12 @@ class SmoothingState(nnx.Variable):
       >>> from flax import nnx
       >>> from jax_ls.nnx import OnlineSmoothing, SmoothingState
       >>> sorted(nnx.state(OnlineSmoothing(3), SmoothingState))
-      ['counts', 'matrix', 'sums']
+      ['counts', 'lost_counts', 'lost_sums', 'matrix', 'sums']
     """
 
 
 class OnlineSmoothing(nnx.Module):
-    """Online label smoothing in variables `matrix`, `sums`, `counts`; with `decay`, `matrix` and `decay`.
+    """Online label smoothing in variables that hold the fields of `jax_ls.online.OnlineState`.
 
     Args:
       num_classes, first, decay, limit: as in `jax_ls.online.init`.
@@ -78,11 +81,13 @@ class OnlineSmoothing(nnx.Module):
         self.sums = None if state.sums is None else SmoothingState(state.sums)
         self.counts = None if state.counts is None else SmoothingState(state.counts)
         self.decay = None if state.decay is None else SmoothingState(state.decay)
+        self.lost_sums = None if state.lost_sums is None else SmoothingState(state.lost_sums)
+        self.lost_counts = None if state.lost_counts is None else SmoothingState(state.lost_counts)
 
     @property
     def state(self) -> online.OnlineState:
         """What the variables hold now."""
-        return online.OnlineState(*(_value(x) for x in (self.matrix, self.sums, self.counts, self.decay)))
+        return online.OnlineState(**{name: _value(getattr(self, name)) for name in ONLINE})
 
     def target(self, labels: Array) -> Target:
         """As `jax_ls.online.target`."""
@@ -99,8 +104,8 @@ class OnlineSmoothing(nnx.Module):
         self._set(online.next_epoch(self.state))
 
     def _set(self, state: online.OnlineState) -> None:
-        for name in ("matrix", "sums", "counts"):
-            if (variable := getattr(self, name)) is not None:
+        for name in ONLINE:
+            if name != "decay" and (variable := getattr(self, name)) is not None:
                 variable[...] = getattr(state, name)
 
 
@@ -150,16 +155,13 @@ class SmoothingController(nnx.Module):
 class _Score(nnx.Metric):
     """A score as variables of its sums, for `nnx.MultiMetric`: batches add up, and `compute` gives one number.
 
-    What it takes is what `flax.nnx.metrics.Accuracy` takes: others' arguments are let pass. Sums are in float32, and
-    compensated: `lost` is what the running one could not take in.
+    What it takes is what `flax.nnx.metrics.Accuracy` takes: others' arguments are let pass. Sums are in float32 with
+    what rounding took from them beside, so that no number of batches makes them wrong.
     """
-
-    running = "sum"
 
     def __init__(self) -> None:
         for name, x in vars(self._empty()).items():
             setattr(self, name, nnx.metrics.MetricState(x))
-        self.lost = nnx.metrics.MetricState(jnp.zeros_like(getattr(self, self.running)[...]))
 
     @abc.abstractmethod
     def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability | Mean:
@@ -194,19 +196,11 @@ class _Score(nnx.Metric):
         """
         batch = self._measure(logits, labels, both(where, mask, labels)).psum(batch_axis_name)
         held = self.sums
-        batch = jax.tree.map(lambda x, like: x.astype(like.dtype), batch, held)
-        before = getattr(held, self.running)
-        added = getattr(batch, self.running) + self.lost[...]
-        after = before + added
-        # Kahan's sum; of infinities nothing is lost.
-        lost = added - (after - before)
-        self.lost[...] = jnp.where(jnp.isfinite(lost), lost, 0)
-        self._set(replace(held + batch, **{self.running: after}))
+        self._set(held + jax.tree.map(lambda x, like: x.astype(like.dtype), batch, held))
 
     def reset(self) -> None:
         """Forgets all batches."""
         self._set(self._empty())
-        self.lost[...] = jnp.zeros_like(self.lost[...])
 
     def _set(self, sums: Reliability | Mean) -> None:
         for name, x in vars(sums).items():
@@ -227,8 +221,6 @@ class CalibrationError(_Score):
       >>> {name: value.item() for name, value in metrics.compute().items()}
       {'ece': 0.25, 'brier': 0.5}
     """
-
-    running = "confidence_sum"
 
     def __init__(self, *, num_bins: int = 15, norm: float = 1) -> None:
         self.num_bins, self.norm = num_bins, norm
@@ -253,8 +245,6 @@ class Overconfidence(_Score):
       >>> print(f"{score.compute():.4f}")
       -0.2500
     """
-
-    running = "confidence_sum"
 
     def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
         return reliability(logits, labels, num_bins=1, where=where)

@@ -10,17 +10,18 @@ state out: it goes through `jit`, buffer donation, `scan` and checkpoints like a
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName
 from jax_ls.logits import is_correct
 from jax_ls.reductions import sum_over_devices
+from jax_ls.running_sums import accumulate, as_running, sums_by_row
 from jax_ls.targets import Rows
 
 __all__ = ["OnlineState", "init", "next_epoch", "target", "update"]
@@ -36,19 +37,24 @@ class OnlineState:
     Args:
       matrix: S, (K, K); row y is the soft label of class y.
       sums: Σ p over this epoch's correct predictions of each class, (K, K); None without epochs.
-      counts: how many there were, integers (K,); None without epochs.
+      counts: how many there were, whole numbers (K,) in float32; None without epochs.
       decay: ρ of the running mean, (); None with epochs.
+      lost_sums, lost_counts: what rounding took from `sums` and `counts`, which grow over an epoch: with it they are
+        exact however many examples there are. None without epochs.
 
     Example:
       >>> from jax_ls import online
-      >>> jax.tree.map(jnp.shape, online.init(3))
-      OnlineState(matrix=(3, 3), sums=(3, 3), counts=(3,), decay=None)
+      >>> state = online.init(3)
+      >>> state.matrix.shape, state.sums.shape, state.counts.shape, state.decay
+      ((3, 3), (3, 3), (3,), None)
     """
 
     matrix: jax.Array
     sums: jax.Array | None
     counts: jax.Array | None
     decay: jax.Array | None
+    lost_sums: Any = None
+    lost_counts: Any = None
 
 
 def init(
@@ -61,7 +67,7 @@ def init(
     """The state to begin with.
 
     Args:
-      num_classes: K. Memory is 8 K² bytes, 4 K² with `decay`.
+      num_classes: K. Memory is 12 K² bytes, 4 K² with `decay`.
       first: what there is before anything is learned. "zeros", as published: no soft label, the first epoch trains on
         ½ CE(z, δ_y) alone. "uniform": 1/K everywhere, which is plain smoothing.
       decay: ρ in [0, 1), for a running mean in place of epochs; may be traced.
@@ -83,14 +89,15 @@ def init(
     """
     size = checks.check_size("num_classes", num_classes)
     checks.check_option("first", first, ("zeros", "uniform"))
-    needed = 4 * size * size * (1 if decay is not None else 2)
+    needed = 4 * size * size * (1 if decay is not None else 3)
     if needed > limit:
         raise ValueError(
             f"num_classes: expected a state of at most {limit:,} bytes, got {size} classes: {needed:,} bytes"
         )
     matrix = jnp.full((size, size), 0.0 if first == "zeros" else 1 / size, jnp.float32)
     if decay is None:
-        return OnlineState(matrix, jnp.zeros((size, size), jnp.float32), jnp.zeros(size, jnp.int32), None)
+        sums, counts = jnp.zeros((2, size, size), jnp.float32), jnp.zeros((2, size), jnp.float32)
+        return OnlineState(matrix, sums[0], counts[0], None, sums[1], counts[1])
     rho = jnp.array(checks.as_weight("decay", decay))
     checks.assert_shape("decay", rho, [()], "a number")
     checks.check_values("decay", decay, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
@@ -144,11 +151,13 @@ def update(
         right &= checks.as_where("where", where, y.shape)
     p = jnp.where(right[..., None], jax.nn.softmax(z, axis=-1), 0)
     rows = jnp.where(right, y, z.shape[-1])
-    sums = _add_rows(state.matrix, rows, p)
-    counts = _add_rows(jnp.zeros(z.shape[-1], jnp.int32), rows, right.astype(jnp.int32))
+    sums = _as_placed(sums_by_row(p, rows, z.shape[-1]), state.matrix)
+    counts = sums_by_row(right.astype(jnp.int32), rows, z.shape[-1])
     sums, counts = sum_over_devices((sums, counts), batch_axis_name)
     if state.sums is not None and state.counts is not None:
-        return replace(state, sums=state.sums + sums, counts=state.counts + counts)
+        sums, lost_sums = accumulate(state.sums, state.lost_sums, sums)
+        counts, lost_counts = accumulate(state.counts, state.lost_counts, *as_running(counts, sums.dtype))
+        return replace(state, sums=sums, counts=counts, lost_sums=lost_sums, lost_counts=lost_counts)
     rho = checks.as_weight("decay", state.decay).astype(sums.dtype)
     matrix = jnp.where(counts[:, None] > 0, rho * state.matrix + (1 - rho) * _mean(sums, counts), state.matrix)
     return replace(state, matrix=matrix)
@@ -157,7 +166,8 @@ def update(
 def next_epoch(state: OnlineState) -> OnlineState:
     """The state for the next epoch: rows become the mean prediction of this one, and counting starts anew.
 
-    A class with no correct prediction keeps the row that it had. (The published code gives it 1/K.)
+    A class with no correct prediction keeps the row that it has learned. If it has never learned one, its row becomes
+    1/K, as in the published code.
 
     Args:
       state: of which epochs are counted.
@@ -176,15 +186,19 @@ def next_epoch(state: OnlineState) -> OnlineState:
     """
     if state.sums is None or state.counts is None:
         raise ValueError("state: expected one with epochs, got one with decay, which updates its matrix at each step")
-    matrix = jnp.where(state.counts[:, None] > 0, _mean(state.sums, state.counts), state.matrix)
-    return replace(state, matrix=matrix, sums=jnp.zeros_like(state.sums), counts=jnp.zeros_like(state.counts))
+    known = jnp.any(state.matrix != 0, axis=-1, keepdims=True)
+    kept = jnp.where(known, state.matrix, 1 / state.matrix.shape[-1])
+    matrix = jnp.where(state.counts[:, None] > 0, _mean(state.sums, state.counts), kept)
+    emptied = {name: getattr(state, name) for name in ("sums", "counts", "lost_sums", "lost_counts")}
+    return replace(state, matrix=matrix, **jax.tree.map(jnp.zeros_like, emptied))
 
 
 def target(state: OnlineState, labels: Array) -> Rows:
     """Row y of the matrix for each label: the `prior` of a loss, or a target of its own.
 
-    Where nothing is learned yet and `first` was "zeros", its mass is 0 and so is its share of the loss. With
-    `class_where`, which divides by that mass, begin from "uniform".
+    A state that began with "zeros" gives mass 0 until the first `next_epoch`, or with `decay` until the class has a
+    correct prediction: that share of the loss is 0. With `class_where`, which divides by that mass, begin from
+    "uniform".
 
     Args:
       state: from `init`, `update` or `next_epoch`.
@@ -203,15 +217,12 @@ def target(state: OnlineState, labels: Array) -> Rows:
 
 
 def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:
-    return sums / jnp.maximum(counts, 1).astype(sums.dtype)[:, None]
+    return sums / jnp.maximum(counts.astype(sums.dtype), 1)[:, None]
 
 
-def _add_rows(like: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    """Σ of the values of each row, in the shape of `like`; a row that is not there is dropped."""
-    zeros = jnp.zeros_like(like)
-    classes = jax.typeof(values).sharding.spec[rows.ndim :]
-    if not any(jax.typeof(values).sharding.spec):
-        return zeros.at[rows].add(values, mode="drop")
-    # On an explicit mesh JAX asks how the sums are to lie: as their values do, and then as the state does.
-    sums = zeros.at[rows].add(values, mode="drop", out_sharding=PartitionSpec(None, *classes))
-    return jax.sharding.reshard(sums, jax.typeof(like).sharding)
+def _as_placed(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, on an explicit mesh split over its devices as `like` is."""
+    sharding = jax.typeof(like).sharding
+    if not any(sharding.spec) and not any(jax.typeof(x).sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, sharding.spec))

@@ -70,9 +70,9 @@ def controller(batches, *, initial, low, high, rate, decay):
 
 
 def online_epoch(matrix, batches):
-    """The matrix after an epoch of batches of (logits, labels, where)."""
+    """The matrix after an epoch of batches of (logits, labels, where); a row of zeros, not learned yet, gets 1/K."""
     size = len(matrix)
-    new = matrix.copy()
+    new = np.where(np.any(matrix != 0, axis=1, keepdims=True), matrix, 1 / size)
     for k in range(size):
         beliefs = [
             belief(z[i])

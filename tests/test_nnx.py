@@ -120,7 +120,7 @@ def test_its_variables_are_of_a_kind_of_their_own():
     _, params, learned = nnx.split(Model(), nnx.Param, SmoothingState)
     assert len(jax.tree.leaves(params)) == 2
     assert set(learned) == {"online", "control"}
-    assert set(learned["online"]) == {"matrix", "sums", "counts"}
+    assert set(learned["online"]) == {"matrix", "sums", "counts", "lost_sums", "lost_counts"}
     assert set(learned["control"]) == {"smoothing", "gap"}
 
 

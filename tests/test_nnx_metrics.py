@@ -104,7 +104,7 @@ def test_64_bits_change_nothing(dtype):
 def test_running_sums_take_in_what_is_too_small_for_them(metric):
     """In float32 2²⁴ + 1/2 is 2²⁴."""
     score = metric()
-    running = getattr(score, metric.running)
+    running = score.sum if hasattr(score, "sum") else score.confidence_sum
     running[...] = jnp.full_like(running[...], 2.0**24)
     # Confidence 1/2, loss log 2 and Brier score 1/2.
     add = nnx.jit(lambda score: score.update(logits=jnp.zeros((1, 2)), labels=jnp.zeros(1, jnp.int32)))
@@ -148,7 +148,7 @@ def test_eight_devices_are_one():
 
 def test_the_state_is_metric_state_and_is_split_off():
     _, state = nnx.split(every(), nnx.metrics.MetricState)
-    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 200
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 300
 
 
 def test_bad_input_raises_by_name():

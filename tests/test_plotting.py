@@ -86,7 +86,7 @@ def test_a_bar_a_bin_with_its_gap_and_count():
     np.testing.assert_allclose([bar.get_y() + bar.get_height() for bar in gaps], confidence, rtol=1e-6)
     (top,) = [other for other in ax.figure.axes if other is not ax]
     assert [bar.get_height() for bar in top.containers[0]] == np.asarray(BINS.count)[full].tolist()
-    assert [text.get_text() for text in top.texts] == [str(n) for n in np.asarray(BINS.count)[full]]
+    assert [text.get_text() for text in top.texts] == [f"{n:.0f}" for n in np.asarray(BINS.count)[full]]
     assert f"ECE {float(BINS.error()):.1%}; overconfident" in ax.get_legend().get_title().get_text()
 
 

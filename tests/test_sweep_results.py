@@ -3,7 +3,10 @@
 import doctest
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -98,12 +101,15 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(monkeypatch, tmp_path):
     monkeypatch.undo()
     before = path.read_bytes()
 
-    def full(source, target):
+    def full(file, data):
+        written.append(write(file, data[: len(data) // 2]))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "replace", full)
+    written, write = [], storage.os.write
+    monkeypatch.setattr(storage.os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         sweep(train, EPSILONS, SEEDS, batch=4, results=path)
+    assert sum(written) > 0
     assert path.read_bytes() == before
     assert [child.name for child in tmp_path.iterdir()] == ["runs.jsonl"]
 
@@ -174,6 +180,178 @@ def test_a_line_that_is_damaged_is_named_and_the_others_resume(kept, tmp_path):
     assert path.read_text() == damaged
     path.write_text("\n".join([*lines[:-1], ""]))
     np.testing.assert_array_equal(sweep(train, EPSILONS, 2, results=path).metrics["a"], whole.metrics["a"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": [9, 0]},
+        {"run": [0, 9]},
+        {"run": [-1, 0]},
+        {"run": [True, True]},
+        {"run": "21"},
+        {"run": [4.0, 1.0]},
+        {"run": [4, 1, 0]},
+        {"smoothing": 0.3},
+        {"smoothing": True},
+        {"smoothing": None},
+        {"seed": 7},
+        {"metrics": {"n": 7.5, "a": 0.5}},
+        {"metrics": {"n": True, "a": 0.5}},
+        {"metrics": {"n": 7, "a": "0.5"}},
+        {"metrics": {"n": 7, "a": True}},
+        {"metrics": {"n": 7, "a": [0.5]}},
+        {"metrics": {"n": 7, "a": 1e300}},
+        {"metrics": {"n": 7, "a": None}},
+        {"metrics": [7, 0.5]},
+    ],
+    ids=str,
+)
+def test_a_line_that_no_sweep_has_written_is_refused(change, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    train = lambda key, epsilon: {"n": jnp.int32(7), "a": epsilon}  # noqa: E731
+    sweep(train, EPSILONS, 2, results=path)
+    *lines, last = path.read_text().splitlines()
+    damaged = "\n".join([*lines, json.dumps(json.loads(last) | change), ""])
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=r"results: expected .*line 11 of .*; without that line the sweep resumes"):
+        sweep(train, EPSILONS, 2, results=path)
+    assert path.read_text() == damaged
+
+
+@pytest.mark.parametrize("line", [2, 1])
+def test_json_without_a_bottom_is_refused(line, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    sweep(train, EPSILONS, 2, results=path)
+    lines = path.read_text().splitlines()
+    lines[line - 1] = "[" * 100_000
+    path.write_text("\n".join([*lines, ""]))
+    with pytest.raises(ValueError, match="results: expected the JSON lines of a sweep"):
+        sweep(train, EPSILONS, 2, results=path)
+
+
+def test_a_file_that_ends_within_a_line_is_continued(tmp_path):
+    """What a process leaves that is killed while it writes."""
+    path = tmp_path / "runs.jsonl"
+    whole = sweep(train, EPSILONS, 2, results=path)
+    text = path.read_bytes()
+    path.write_bytes(text[:-20])
+    again = sweep(train, EPSILONS, 2, results=path)
+    for name, want in whole.metrics.items():
+        np.testing.assert_array_equal(again.metrics[name], want)
+    assert path.read_bytes() == text
+
+
+def test_a_file_that_is_finished_is_read_where_nothing_can_be_written(monkeypatch, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    whole = sweep(train, EPSILONS, 2, results=path)
+    opened = os.open
+
+    def on_a_read_only_disk(path, flags, *args):
+        if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise OSError(30, "Read-only file system", str(path))
+        return opened(path, flags, *args)
+
+    monkeypatch.setattr(storage.os, "open", on_a_read_only_disk)
+    monkeypatch.setattr(storage.os, "replace", lambda *_: on_a_read_only_disk(path, os.O_RDWR))
+    monkeypatch.setattr(storage.os, "link", lambda *_: on_a_read_only_disk(path, os.O_RDWR))
+    again = sweep(train, EPSILONS, 2, results=path)
+    for name, want in whole.metrics.items():
+        np.testing.assert_array_equal(again.metrics[name], want)
+    # One that is not must not be found out about after an hour of training.
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(OSError, match="Read-only"):
+        sweep(train, EPSILONS, 2, results=path)
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "runs.jsonl", tmp_path / "far" / "real.jsonl"
+    link.symlink_to(target)
+    for _ in range(2):
+        sweep(train, EPSILONS, 2, results=link, batch=4)
+        assert link.is_symlink()
+        assert len(target.read_text().splitlines()) == 11
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["far", "runs.jsonl"]
+    assert [child.name for child in (tmp_path / "far").iterdir()] == ["real.jsonl"]
+
+
+def test_a_batch_is_appended_and_nothing_rewritten(tmp_path):
+    path, sizes = tmp_path / "runs.jsonl", []
+    write = storage.os.write
+
+    def spy(file, data):
+        sizes.append(len(data))
+        return write(file, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage.os, "write", spy)
+        sweep(train, EPSILONS, 20, batch=1, results=path)
+    assert len([size for size in sizes if size]) == 100
+    head = path.read_bytes().index(b"\n") + 1
+    assert sum(sizes) == path.stat().st_size - head
+
+
+def test_a_file_that_is_taken_away_is_written_again(monkeypatch, tmp_path):
+    path, add = tmp_path / "runs.jsonl", storage.ResultsFile.add
+
+    def robbed(self, runs):
+        if len(self.runs) == 4:
+            path.unlink()
+        return add(self, runs)
+
+    monkeypatch.setattr(storage.ResultsFile, "add", robbed)
+    sweep(train, EPSILONS, 2, batch=4, devices=jax.devices()[:1], results=path)
+    assert len(path.read_text().splitlines()) == 11
+
+
+def test_parameters_may_have_the_names_of_the_file(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    points = {name: np.array([0.5, 0.25], np.float32) for name in ("run", "seed", "metrics", "sweep")}
+    for _ in range(2):
+        result = sweep(lambda key, point: {"a": point["run"] + point["seed"]}, points, 2, results=path)
+        np.testing.assert_array_equal(result.metrics["a"], [[1.0, 1.0], [0.5, 0.5]])
+
+
+WORKER = """
+import sys, warnings
+import jax, jax.numpy as jnp, numpy as np
+from jax_ls.sweeps import sweep
+jax.config.update("jax_platforms", "cpu")
+warnings.simplefilter("ignore")
+train = lambda key, e: {"a": e + jax.random.uniform(key)}
+result = sweep(train, np.linspace(0, 1, 10, dtype=np.float32), 10, batch=1, results=sys.argv[1], name="mine")
+np.save(sys.argv[2], result.metrics["a"])
+"""
+
+
+def test_processes_that_share_a_file(tmp_path):
+    """None dies, whoever reads meanwhile sees whole lines, and all have the same numbers."""
+    path = tmp_path / "runs.jsonl"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(path), str(tmp_path / f"{i}.npy")], stderr=subprocess.PIPE, text=True
+        )
+        for i in range(3)
+    ]
+    reads = 0
+    while any(worker.poll() is None for worker in workers):
+        if path.exists():
+            head, *rest = path.read_bytes().split(b"\n")
+            assert "sweep" in json.loads(head)
+            assert all(json.loads(line)["metrics"] for line in rest[:-1])
+            reads += 1
+    for worker in workers:
+        assert worker.wait() == 0, worker.stderr.read()
+        worker.stderr.close()
+    assert reads
+    assert sorted(json.loads(line)["run"] for line in path.read_text().splitlines()[1:]) == [
+        [i, j] for i in range(10) for j in range(10)
+    ]
+    found = [np.load(tmp_path / f"{i}.npy") for i in range(3)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["0.npy", "1.npy", "2.npy", "runs.jsonl"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b"notes of mine\n", b"\xff\xfe"])

@@ -1,5 +1,7 @@
 """Scalars over bins and back: the definition, its tails, its laws, what it costs, and what bad input gets."""
 
+import math
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,10 @@ from jax_ls.values import (
     categorical_projection,
     expected_value,
     hl_gauss,
+    signed_hyperbolic,
+    signed_parabolic,
+    symexp,
+    symlog,
     two_hot,
 )
 
@@ -257,3 +263,37 @@ def test_the_loss_of_two_hot_allocates_nothing_of_the_size_of_the_bins():
     assert temporaries(two_hot) < 0.05 * 4 * n * bins
     # The measure sees what a target that is written out costs.
     assert temporaries(lambda t, s: two_hot(t, s).probs(bins)) > 0.9 * 4 * n * bins
+
+
+def test_infinite_returns_stay_infinite():
+    """With and without ε, and back."""
+    ends = jnp.array([jnp.inf, -jnp.inf, jnp.nan])
+    for epsilon in (0.0, 1e-3):
+        for transform in (lambda x: signed_hyperbolic(x, epsilon), lambda x: signed_parabolic(x, epsilon)):  # noqa: B023
+            np.testing.assert_array_equal(jax.jit(transform)(ends), ends)
+            slopes = jax.vmap(jax.grad(lambda x: transform(x)))(ends[:2])  # noqa: B023
+            assert np.isfinite(slopes).all()
+    for transform in (symlog, symexp):
+        np.testing.assert_array_equal(transform(ends), ends)
+
+
+@pytest.mark.parametrize("ratio", [30.0, 60.0, 300.0, 1e4, 1e6])
+def test_a_wide_gaussian_keeps_its_digits(ratio):
+    """Between bins that are narrow beside σ a float32 distribution function has no digits left."""
+    support = Support(LOW, HIGH, 51)
+    t, edges = np.array([0.3, 4.9], np.float32), np.asarray(support.edges, float)
+    x = (edges - t[:, None].astype(float)) / (ratio * (edges[-1] - edges[0]) / 51)
+    cdf = np.vectorize(lambda x: math.erf(x / math.sqrt(2)))(x)
+    expected = np.diff(cdf) / (cdf[:, -1:] - cdf[:, :1])
+    found = jax.jit(lambda t, r: hl_gauss(t, support, sigma_ratio=r).probs(51))(t, jnp.float32(ratio))
+    np.testing.assert_allclose(found, expected, rtol=3e-5)
+    if ratio == 1e6:
+        np.testing.assert_allclose(found, 1 / 51, rtol=1e-5)
+
+
+def test_slopes_of_a_wide_gaussian():
+    """Σ_i w_i dp_i/dt = −Cov(w, x) / σ² where a Gaussian is nearly flat."""
+    support, weights = Support(-1, 1, 21), jnp.linspace(-1, 1, 21)
+    slope = jax.grad(lambda t: jnp.dot(hl_gauss(t, support, sigma_ratio=1e3).probs(21), weights))(jnp.float32(0.1))
+    sigma = 1e3 * 2 * 21 / 20 / 21
+    np.testing.assert_allclose(slope, np.var(np.linspace(-1, 1, 21)) / sigma**2, rtol=1e-3)

@@ -1,48 +1,53 @@
 """Confidence against accuracy, bin by bin, as sums: batches and devices add up, and one number comes out at the end."""
 
-from dataclasses import dataclass
-from typing import Literal
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jax_ls import checks, fences
+from jax_ls import checks
+from jax_ls.algebra import pytree
 from jax_ls.class_axis import AxisName, ClassAxis, flat, gathered, with_whole_rows
 from jax_ls.logits import Logits, on_logits
 from jax_ls.reductions import sum_over_devices
+from jax_ls.running_sums import added, as_running, sum_of, sums_by_row
 
 __all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
 
 Array = jax.typing.ArrayLike
 Binning = Literal["width", "mass"]
 
-# Examples that are summed one after the other in float32; what they give is summed in a second go.
-BLOCK = 1024
+# The sums of a `Reliability`, and what rounding took from each.
+SUMS = {"count": "lost_count", "correct": "lost_correct", "confidence_sum": "lost_confidence"}
 
 
-@jax.tree_util.register_dataclass
+@pytree()
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """Bins of predictions by their confidence; bin b holds what lies in (edges[b], edges[b + 1]].
 
     The outermost also hold what lies beyond. `a + b` is the reliability of both sets together, if they share their
     edges; `psum` is that of all devices. A prediction of NaN, or a label that names no class, makes the confidence of
-    its bin NaN, and all errors with it. 10⁵ batches in float32 may be off by 10⁻³; `jax_ls.nnx` compensates its sums.
+    its bin NaN, and all errors with it. Sums of any number of batches keep their digits, and counts do not overflow.
 
     Args:
       edges: (*classes, B + 1), ascending.
-      count: integers (*classes, B), the predictions in each bin.
-      correct: integers (*classes, B), those of them that are right.
+      count: (*classes, B), the predictions in each bin: whole numbers in the dtype of the confidence.
+      correct: (*classes, B), those of them that are right.
       confidence_sum: (*classes, B), Σ of their confidence.
+      lost_count, lost_correct, lost_confidence: (*classes, B), what rounding took from the three sums; `+` adds it to
+        them once it shows. None for nothing.
 
     Example:
       >>> from jax_ls import calibration
       >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]]))
       >>> bins = calibration.reliability(logits, jnp.array([0, 1, 1, 1]), num_bins=4)
-      >>> bins.count.tolist(), bins.correct.tolist()
-      ([0, 0, 2, 2], [0, 0, 1, 2])
+      >>> print(bins.count, bins.correct)
+      [0. 0. 2. 2.] [0. 0. 1. 2.]
       >>> print(f"{bins.error():.2f} {(bins + bins).error():.2f}")
       0.15 0.15
     """
@@ -51,6 +56,17 @@ class Reliability:
     count: jax.Array
     correct: jax.Array
     confidence_sum: jax.Array
+    lost_count: Any = None
+    lost_correct: Any = None
+    lost_confidence: Any = None
+
+    def __post_init__(self) -> None:
+        dtype = jnp.asarray(self.confidence_sum).dtype
+        for name, lost in SUMS.items():
+            whole, rest = as_running(jnp.asarray(getattr(self, name)), dtype)
+            object.__setattr__(self, name, whole)
+            if getattr(self, lost) is None:
+                object.__setattr__(self, lost, rest)
 
     @property
     def confidence(self) -> jax.Array:
@@ -75,7 +91,7 @@ class Reliability:
     @property
     def _excess(self) -> jax.Array:
         """Σ (confidence − correct) of each bin."""
-        return self.confidence_sum - self.correct.astype(self.confidence_sum.dtype)
+        return self.confidence_sum - self.correct + (self.lost_confidence - self.lost_correct)
 
     def error(self, norm: float = 1) -> jax.Array:
         """(Σ_b share_b |accuracy_b − confidence_b|^norm)^(1/norm), the largest gap for `inf`; NaN for no data."""
@@ -93,8 +109,8 @@ class Reliability:
 
     def psum(self, batch_axis_name: AxisName | None) -> "Reliability":
         """That of the predictions of all devices, inside `jax.shard_map`."""
-        sums = sum_over_devices((self.count, self.correct, self.confidence_sum), batch_axis_name)
-        return Reliability(self.edges, *sums)
+        sums = {name: getattr(self, name) for pair in SUMS.items() for name in pair}
+        return replace(self, **sum_over_devices(sums, batch_axis_name))
 
     def __add__(self, other: "Reliability") -> "Reliability":
         if not isinstance(other, Reliability):
@@ -103,13 +119,8 @@ class Reliability:
         same = jnp.all(self.edges == other.edges)
         if not isinstance(same, Tracer) and not same:
             raise ValueError("edges: expected the same edges on both sides of +; give those of the first to the second")
-        confidence_sum = self.confidence_sum + other.confidence_sum
-        return Reliability(
-            self.edges,
-            self.count + other.count,
-            self.correct + other.correct,
-            jnp.where(same, confidence_sum, jnp.nan),
-        )
+        sums = added(self, other, SUMS)
+        return replace(self, **sums | {"confidence_sum": jnp.where(same, sums["confidence_sum"], jnp.nan)})
 
 
 def reliability(
@@ -145,8 +156,8 @@ def reliability(
     Example:
       >>> from jax_ls import calibration
       >>> bins = calibration.reliability(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([1]), num_bins=2)
-      >>> bins.count.tolist(), bins.accuracy.tolist(), f"{bins.confidence[1]:.2f}"
-      ([0, 1], [nan, 0.0], '0.80')
+      >>> print(bins.count, bins.accuracy, f"{bins.confidence[1]:.2f}")
+      [0. 1.] [nan  0.] 0.80
 
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017; equal mass: Nixon et al., 2019.
@@ -191,15 +202,32 @@ def classwise_reliability(
     z, y, kept = as_examples(logits, labels, where)
     p, known = with_whole_rows(jax.nn.softmax(z, axis=-1)), ClassAxis(z.shape[-1]).contains(y)
     given = _as_edges(edges, z, 2)
+    checks.check_option("binning", binning, ("width", "mass"))
+    size = checks.check_size("num_bins", num_bins)
+    return _classwise(p, known, y, kept, given, size, binning, batch_axis_name).psum(batch_axis_name)
+
+
+# Compiled, for the loop over classes to be compiled once and not at each call.
+@functools.partial(jax.jit, static_argnames=("num_bins", "binning", "batch_axis_name"))
+def _classwise(
+    p: jax.Array,
+    known: jax.Array,
+    y: jax.Array,
+    kept: jax.Array,
+    given: jax.Array | None,
+    num_bins: int,
+    binning: Binning,
+    batch_axis_name: AxisName | None,
+) -> Reliability:
+    """The bins of each class over the predictions of this device."""
 
     def of_class(k: jax.Array) -> Reliability:
-        hit = jnp.where(known, (y == k).astype(z.dtype), jnp.nan)
+        hit = jnp.where(known, (y == k).astype(p.dtype), jnp.nan)
         own = given[k] if given is not None and given.ndim == 2 else given
         return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, batch_axis_name)
 
     # One by one, for the bins of all classes at once would take several times the memory of the logits.
-    bins = jax.lax.map(of_class, jnp.arange(z.shape[-1], dtype=y.dtype))
-    return bins.psum(batch_axis_name)
+    return jax.lax.map(of_class, jnp.arange(p.shape[-1], dtype=y.dtype))
 
 
 def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -232,9 +260,8 @@ def _confidence_and_hit(z: Logits, labels: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def total(x: jax.Array) -> jax.Array:
-    """Σ x, in two goes, for a long sum in float32 to keep its digits."""
-    x = flat(x)
-    return jnp.sum(fences.end_of_sum(jnp.sum(jnp.pad(x, (0, -x.size % BLOCK)).reshape(-1, BLOCK), axis=-1)))
+    """Σ x, for a long sum in float32 to keep its digits."""
+    return sum_of(flat(x))
 
 
 def ratio(sums: jax.Array, count: jax.Array) -> jax.Array:
@@ -266,15 +293,9 @@ def _binned(
         edges = jnp.asarray(np.arange(size + 1) / size, confidence.dtype)
     inner = jax.lax.stop_gradient(edges[1:-1])
     index = jnp.sum(confidence[:, None] > inner[None], axis=-1, dtype=jnp.int32)
-    # A row of bins for each block: a sum of a million numbers near 0.92 in float32 would be off by a hundredth.
-    block = jnp.arange(index.size, dtype=jnp.int32) // BLOCK
-
-    def sums(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.zeros((-(-index.size // BLOCK), size), x.dtype).at[block, index].add(x), axis=0)
-
     known = jnp.where(jnp.isnan(correct), jnp.nan, confidence)
     parts = [kept.astype(jnp.int32), (kept & (correct > 0)).astype(jnp.int32), jnp.where(kept, known, 0)]
-    return Reliability(edges, *map(sums, parts))
+    return Reliability(edges, *(sums_by_row(x, index, size) for x in parts))
 
 
 def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:

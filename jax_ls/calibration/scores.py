@@ -1,29 +1,37 @@
 """Proper scores: what a prediction of probabilities costs, the least for the true ones; and means that add up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ls import checks
+from jax_ls.algebra import pytree
 from jax_ls.calibration.reliability import Array, as_examples, as_logits, ratio, total
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.losses import cross_entropy
 from jax_ls.reductions import sum_over_devices
+from jax_ls.running_sums import added, as_running
 from jax_ls.targets import OneHot
 
 __all__ = ["Mean", "brier_score", "negative_log_likelihood", "squared_error"]
 
 
-@jax.tree_util.register_dataclass
+# The sums of a `Mean`, and what rounding took from each.
+SUMS = {"sum": "lost_sum", "count": "lost_count"}
+
+
+@pytree()
 @dataclass(frozen=True, eq=False)
 class Mean:
     """A mean as its sums: `a + b` is that of both sets together, `psum` that of all devices, `value` the number.
 
     Args:
       sum: Σ of the losses that count.
-      count: integer, how many they are.
+      count: how many they are: a whole number in the dtype of the sum.
+      lost_sum, lost_count: what rounding took from both; `+` adds it to them once it shows. None for nothing.
 
     Example:
       >>> from jax_ls import calibration
@@ -34,6 +42,16 @@ class Mean:
 
     sum: jax.Array
     count: jax.Array
+    lost_sum: Any = None
+    lost_count: Any = None
+
+    def __post_init__(self) -> None:
+        dtype = jnp.asarray(self.sum).dtype
+        for name, lost in SUMS.items():
+            whole, rest = as_running(jnp.asarray(getattr(self, name)), dtype)
+            object.__setattr__(self, name, whole)
+            if getattr(self, lost) is None:
+                object.__setattr__(self, lost, rest)
 
     @classmethod
     def of(cls, losses: Array, where: Array | None = None) -> "Mean":
@@ -49,12 +67,12 @@ class Mean:
 
     def psum(self, batch_axis_name: AxisName | None) -> "Mean":
         """That of all devices, inside `jax.shard_map`."""
-        return Mean(*sum_over_devices((self.sum, self.count), batch_axis_name))
+        return replace(self, **sum_over_devices(dict(vars(self)), batch_axis_name))
 
     def __add__(self, other: "Mean") -> "Mean":
         if not isinstance(other, Mean):
             return NotImplemented
-        return Mean(self.sum + other.sum, self.count + other.count)
+        return replace(self, **added(self, other, SUMS))
 
 
 def negative_log_likelihood(

@@ -77,6 +77,20 @@ def fit_temperature(
     """
     z, y, kept = jax.lax.stop_gradient(as_examples(logits, labels, where))
     low, high = (jax.lax.stop_gradient(bound.astype(z.dtype)) for bound in _as_bounds(bounds))
+    return _temperature(z, y, kept, low, high, batch_axis_name)
+
+
+# Compiled, for the loops of the fit to be compiled once and not at each call.
+@functools.partial(jax.jit, static_argnames="batch_axis_name")
+def _temperature(
+    z: jax.Array,
+    y: jax.Array,
+    kept: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    batch_axis_name: AxisName | None,
+) -> jax.Array:
+    """T within the bounds, of logits in float32 or wider."""
     if not is_split(z):
         z, y, kept = z.reshape(y.size, z.shape[-1]), flat(y), flat(kept)
     top = fences.end_of_sum(jnp.max(z, axis=-1))

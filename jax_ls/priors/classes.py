@@ -51,8 +51,10 @@ def unigram(
         counts = np.asarray(counts, float)  # words are counted past 2³¹
     n = checks.as_amount("counts", counts)
     checks.assert_rank("counts", n, 1, "(K,), one number a class")
-    pseudo = checks.as_amount("pseudo_count", pseudo_count)
-    temperature = checks.as_positive("temperature", temperature)
+    if not n.size:
+        raise ValueError(f"counts: expected at least one class, got {checks.describe(n)}")
+    pseudo = checks.as_scalar("pseudo_count", checks.as_amount("pseudo_count", pseudo_count))
+    temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
     n = n + pseudo.astype(n.dtype)
     if class_where is not None:
         n = jnp.where(checks.as_where("class_where", class_where, n.shape), n, 0)
@@ -100,12 +102,14 @@ def similarity(
     if (embeddings is None) == (confusion is None):
         raise TypeError("embeddings, confusion: expected one of the two")
     checks.check_option("metric", metric, ("cosine", "dot"))
-    temperature = checks.as_positive("temperature", temperature)
+    temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
     scores = _alike(embeddings, metric) if confusion is None else _confused(confusion)
     size = scores.shape[0]
     checks.assert_shape("embeddings or confusion", scores, [(max(size, 2),) * 2], "two classes or more")
     others = ~np.eye(size, dtype=bool)
-    return jax.nn.softmax(scores / temperature.astype(scores.dtype), axis=-1, where=others)
+    # Of the most alike, so that no τ overflows.
+    below = scores - jnp.max(scores, axis=-1, keepdims=True, where=others, initial=-jnp.inf)
+    return jax.nn.softmax(below / temperature.astype(scores.dtype), axis=-1, where=others)
 
 
 def hierarchy(distances: jax.typing.ArrayLike, *, beta: jax.typing.ArrayLike) -> jax.Array:
@@ -132,7 +136,7 @@ def hierarchy(distances: jax.typing.ArrayLike, *, beta: jax.typing.ArrayLike) ->
       Bertinetto et al., Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks, 2020.
     """
     d = _square("distances", checks.as_amount("distances", distances))
-    beta = checks.as_amount("beta", beta)
+    beta = checks.as_scalar("beta", checks.as_amount("beta", beta))
     farthest = jnp.max(d, initial=0)
     # Classes that are all the same have no farthest.
     return jax.nn.softmax(-beta.astype(d.dtype) * d / jnp.where(farthest == 0, 1, farthest), axis=-1)
@@ -164,7 +168,12 @@ def tree_distances(parents: Any) -> np.ndarray:
     """
     if isinstance(parents, Tracer):
         raise TypeError("parents: expected static integers, got a traced array")
-    up = np.asarray(parents)
+    try:
+        up = np.asarray(parents)
+    except ValueError as error:
+        raise TypeError(f"parents: expected integers (n,), got {parents!r}") from error
+    if up.size == 0 or up.dtype.kind not in "iufb":
+        raise ValueError(f"parents: expected integers (n,), one a node, got {parents!r}")
     checks.assert_rank("parents", jnp.asarray(up), 1, "(n,), the parent of each node")
     checks.assert_kind("parents", jnp.asarray(up), int, "integers (n,)")
     if np.any((up < -1) | (up >= len(up))):
@@ -211,8 +220,10 @@ def teacher(logits: jax.typing.ArrayLike, *, temperature: jax.typing.ArrayLike =
       Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
     z = jax.lax.stop_gradient(checks.as_class_values("logits", logits))
-    temperature = checks.as_positive("temperature", temperature)
-    return Dense(jax.nn.softmax(z / temperature.astype(z.dtype), axis=-1))
+    temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
+    # Of the largest, so that no T overflows.
+    below = z - jnp.max(z, axis=-1, keepdims=True)
+    return Dense(jax.nn.softmax(below / temperature.astype(z.dtype), axis=-1))
 
 
 def mix(target_a: Any, target_b: Any, lam: jax.typing.ArrayLike) -> Target:

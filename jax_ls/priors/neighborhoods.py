@@ -53,6 +53,8 @@ def neighbors(
     """
     y = checks.as_labels("labels", labels)
     checks.assert_min_rank("labels", y, 1, "integers (*batch, T)")
+    if not isinstance(offsets, Sequence | np.ndarray) or not len(offsets):
+        raise TypeError(f"offsets: expected a sequence of integers, got {offsets!r}")
     for offset in offsets:
         checks.check_integer("offsets", offset)
     w = checks.as_amount("weights", weights)
@@ -108,12 +110,13 @@ def spatial(
     size = checks.check_size("kernel_size", kernel_size)
     if size < 3 or size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd number, 3 or more, got {size}")
-    sigma = checks.as_positive("sigma", sigma)
+    sigma = checks.as_scalar("sigma", checks.as_positive("sigma", sigma))
     reach = range(-(size // 2), size // 2 + 1)
     offsets = [(0,) * space, *(d for d in itertools.product(reach, repeat=space) if any(d))]
-    squares = jnp.asarray(np.sum(np.square(offsets[1:]), axis=-1), sigma.dtype)
-    # Of the nearest neighbours it is 1, so that a small σ leaves a vote.
-    g = jnp.exp((1 - squares) / (2 * jnp.square(sigma)))
+    squares = np.sum(np.square(offsets[1:]), axis=-1)
+    # Of the nearest neighbours it is 1, so that a small σ leaves a vote. Divided twice, for σ² may be too small to be.
+    farther = jnp.exp(jnp.asarray(1 - squares, sigma.dtype) / sigma / (2 * sigma))
+    g = jnp.where(jnp.isnan(sigma), jnp.nan, jnp.where(squares == 1, 1, farther))
     indices = _beside(y, offsets)
     if where is None:
         weights = jnp.concatenate([jnp.ones(1, g.dtype), g / jnp.sum(g)])

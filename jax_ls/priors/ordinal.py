@@ -40,7 +40,7 @@ def sord(ranks: int | jax.typing.ArrayLike, *, phi: Phi = "absolute", beta: jax.
     References:
       Díaz and Marathe, Soft Labels for Ordinal Regression, 2019.
     """
-    r, beta = _ranks(ranks), checks.as_amount("beta", beta)
+    r, beta = _ranks(ranks), checks.as_scalar("beta", checks.as_amount("beta", beta))
     if callable(phi):
         distances = checks.as_weight("phi", phi(r[:, None], r[None, :]))
         checks.assert_shape("phi", distances, [(r.size, r.size)], f"distances ({r.size}, {r.size})")
@@ -74,17 +74,23 @@ def gaussian(ranks: int | jax.typing.ArrayLike, *, sigma: jax.typing.ArrayLike =
     References:
       Galdran et al., Non-Uniform Label Smoothing for Diabetic Retinopathy Grading, 2020.
     """
-    return sord(ranks, phi="squared", beta=0.5 / jnp.square(checks.as_positive("sigma", sigma)))
+    r, sigma = _ranks(ranks), checks.as_scalar("sigma", checks.as_positive("sigma", sigma))
+    gaps = r[:, None] - r[None, :]
+    # In units of σ before they are squared, for σ² may be too small to divide by.
+    steps = jnp.where(gaps == 0, 0, gaps / sigma.astype(r.dtype))
+    return jax.nn.softmax(jnp.where(jnp.isnan(sigma), jnp.nan, -0.5 * jnp.square(steps)), axis=-1)
 
 
 def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Array:
     """Rows b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
 
-    Row y peaks at or beside y, and is widest in the middle of the scale. Use it as `prior=Rows(table, labels)`.
+    The mean of row y is y + margin (K − 1 − 2y): rows lean to the middle of the scale, those at its ends by
+    margin (K − 1) classes. With a margin of 1/(2K), row y peaks at y. Rows are widest in the middle. Use it as
+    `prior=Rows(table, labels)`.
 
     Args:
       num_classes: K.
-      margin: p_0, in (0, 1/2]. May be traced; NaN there if outside.
+      margin: p_0, in (0, 1/2], a number. May be traced; NaN there if outside.
 
     Returns:
       A table (K, K); row y sums to 1.
@@ -102,6 +108,7 @@ def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Arr
     """
     size = checks.check_size("num_classes", num_classes)
     margin = checks.as_parameter("margin", margin, lambda x: (x > 0) & (x <= 0.5), "a number in (0, 1/2]")
+    checks.as_scalar("margin", margin)
     n, k = size - 1, np.arange(size)
     log_choose = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(size)]
     p = (margin + (1 - 2 * margin) * jnp.asarray(k / max(n, 1), margin.dtype))[:, None]
@@ -116,7 +123,7 @@ def geometric(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.1) -> jax.Arr
 
     Args:
       num_classes: K.
-      alpha: α in [0, 1). May be traced; NaN there if outside.
+      alpha: α in [0, 1), a number. May be traced; NaN there if outside.
 
     Returns:
       A table (K, K); row y sums to 1.
@@ -134,6 +141,7 @@ def geometric(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.1) -> jax.Arr
     """
     size = checks.check_size("num_classes", num_classes)
     alpha = checks.as_parameter("alpha", alpha, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
+    checks.as_scalar("alpha", alpha)
     gaps = np.abs(np.arange(size)[:, None] - np.arange(size)[None])
     off = jnp.asarray(gaps > 0, alpha.dtype)
     # Steps beyond the nearest other class, so that α = 0 has a limit.

@@ -1,11 +1,13 @@
 """The runs of a sweep on disk, for the next call to continue from, and what tells one sweep from another."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -20,6 +22,11 @@ from jax.extend.core import ClosedJaxpr  # pyright: ignore[reportPrivateImportUs
 from jax_ls import checks
 from jax_ls.sweeps.results import Metrics, shortest
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 __all__ = ["ResultsFile", "fingerprint"]
 
 
@@ -27,7 +34,9 @@ __all__ = ["ResultsFile", "fingerprint"]
 class ResultsFile:
     """The runs that are done, (point, seed) -> metrics; on disk too if it has a path.
 
-    JSON lines: the settings, then a line for each run. Written whole under another name and moved into place.
+    JSON lines: the settings, then a line for each run, in the order in which they were done. The file begins under
+    another name, whole, and lines are appended under a lock: several processes may share it, and none reads a line that
+    is cut. A process that is killed while it writes leaves a last line without an end, which the next one cuts off.
     """
 
     path: Path | None
@@ -36,6 +45,13 @@ class ResultsFile:
     seeds: np.ndarray
     metrics: Mapping[str, jax.ShapeDtypeStruct]
     runs: dict[tuple[int, int], Metrics] = field(default_factory=dict)
+    # How it was called, and for messages still is.
+    title: str = ""
+    # How much of the file is read, lines and bytes, and the runs that are in it. It is held open: if it is taken away,
+    # another cannot be mistaken for it.
+    seen: tuple[int, int] = (0, 0)
+    written: set[tuple[int, int]] = field(default_factory=set)
+    held: int | None = None
 
     @classmethod
     def open(
@@ -47,7 +63,10 @@ class ResultsFile:
         seeds: np.ndarray,
         metrics: Mapping[str, jax.ShapeDtypeStruct],
     ) -> Self:
-        """Reads the runs of a file that was begun with the same settings; a new file is written at once."""
+        """Reads the runs of a file that was begun with the same settings; a new file is written at once.
+
+        A file that holds all runs is only read. One that does not must be open to writing before anything is trained.
+        """
         if path is None:
             return cls(None, {}, points, seeds, metrics)
         if not isinstance(path, str | PathLike):
@@ -58,17 +77,31 @@ class ResultsFile:
             "seeds": seeds.tolist(),
             "metrics": {name: checks.describe(x) for name, x in metrics.items()},
         }
-        kept = cls(Path(path), settings, points, seeds, metrics)
-        if kept.path is not None and kept.path.exists():
-            kept.read(kept.path)
-        kept.write()
+        # Of a symbolic link, the file that it names.
+        real = Path(os.path.realpath(path))
+        kept = cls(real, settings, points, seeds, metrics, title=os.fspath(path))
+        try:
+            with contextlib.suppress(FileNotFoundError), _locked(real, writable=False) as file:
+                kept.read(file)
+            if len(kept.runs) < len(next(iter(points.values()))) * len(seeds):
+                kept.append({})
+        except BaseException:
+            kept.close()
+            raise
         return kept
 
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self.held is not None:
+            os.close(self.held)
+        self.held = None
+
     def add(self, runs: Mapping[tuple[int, int], Metrics]) -> int:
-        """How many of them are new. One that is there already stays as it was."""
+        """How many of them are new. One that is there already, or that another process has written, stays as it was."""
+        if self.path is not None:
+            return self.append(runs)
         new = {index: run for index, run in runs.items() if index not in self.runs}
         self.runs.update(new)
-        self.write()
         return len(new)
 
     def stacked(self) -> dict[str, np.ndarray]:
@@ -80,39 +113,133 @@ class ResultsFile:
                 stacked[name][index] = value
         return stacked
 
-    def read(self, path: Path) -> None:
-        """The runs in the file, if they belong to this sweep."""
-        damaged = f"{path} holds something else"
+    def read(self, file: int) -> bool:
+        """Takes in the lines that are new since the last time; whether the last of them is cut."""
+        if self.held is None or not os.path.sameopenfile(self.held, file):
+            self.close()
+            self.seen, self.written, self.held = (0, 0), set(), os.dup(file)
+        number, start = self.seen
+        damaged = f"{self.title} holds something else"
+        other: list[tuple[str, Any, Any]] = []
         try:
-            head, *lines = path.read_text(encoding="utf-8").splitlines()
-            found = {key: json.loads(head)["sweep"][key] for key in self.settings}
-            other = [_difference(key, mine, found[key]) for key, mine in self.settings.items() if mine != found[key]]
-            for number, line in enumerate([] if other else lines, start=2):
-                damaged = f"line {number} of {path} holds something else; without that line the sweep resumes"
-                run = json.loads(line)
-                values = {name: _array(run["metrics"][name], x) for name, x in self.metrics.items()}
-                self.runs[tuple(run["run"])] = values
-        except (ValueError, KeyError, TypeError, OverflowError, IsADirectoryError) as error:
+            *lines, last = _bytes(file, start).split(b"\n")
+            if number == 0:
+                found = json.loads(lines[0])["sweep"]
+                other = [_difference(key, x, found[key]) for key, x in self.settings.items() if x != found[key]]
+            for line in [] if other else lines:
+                number, start = number + 1, start + len(line) + 1
+                if number > 1:
+                    damaged = f"line {number} of {self.title} holds something else; without that line the sweep resumes"
+                    index, values = self._run(json.loads(line))
+                    self.runs.setdefault(index, values)
+                    self.written.add(index)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError, IsADirectoryError) as error:
             raise ValueError(f"results: expected the JSON lines of a sweep, {damaged}") from error
         if other:
-            raise ValueError("results: {} holds a sweep of other {}: expected {}, got {}".format(path, *other[0]))
+            raise ValueError("results: {} holds a sweep of other {}: expected {}, got {}".format(self.title, *other[0]))
+        self.seen = number, start
+        return bool(last)
 
-    def write(self) -> None:
-        """Replaces the file."""
-        if self.path is None:
-            return
-        lines: list[dict[str, Any]] = [{"sweep": self.settings}]
-        for (i, j), run in sorted(self.runs.items()):
-            point = {name: _plain(values[i]) for name, values in self.points.items()}
-            values = {name: _plain(x) for name, x in run.items()}
-            lines.append({"run": [i, j], **point, "seed": int(self.seeds[j]), "metrics": values})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
+    def append(self, runs: Mapping[tuple[int, int], Metrics]) -> int:
+        """Writes those that are new at the end of the file, or a file if there is none; how many they are."""
+        path = self.path
+        if path is None:
+            return 0
+        while True:
+            try:
+                with _locked(path, writable=True) as file:
+                    if self.read(file):
+                        os.truncate(file, self.seen[1])
+                    new = {index: run for index, run in runs.items() if index not in self.runs}
+                    # Also those that were in a file which has been taken away since.
+                    lines = {index: run for index, run in (self.runs | new).items() if index not in self.written}
+                    _append(file, "".join(map(self._line, lines.items())))
+                    self.read(file)
+                    return len(new)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _create(path, _json({"sweep": self.settings}))
+
+    def _line(self, run: tuple[tuple[int, int], Metrics]) -> str:
+        (i, j), metrics = run
+        values = {name: _plain(x) for name, x in metrics.items()}
+        # Its index first, whatever parameters are called.
+        return _json({"run": [i, j]} | self._point(i, j) | {"run": [i, j], "metrics": values})
+
+    def _point(self, i: int, j: int) -> dict[str, Any]:
+        return {name: _plain(values[i]) for name, values in self.points.items()} | {"seed": int(self.seeds[j])}
+
+    def _run(self, line: Any) -> tuple[tuple[int, int], Metrics]:
+        """Index and metrics of a line, whose parameters and seed are those of its index."""
+        i, j = line["run"]
+        count = len(next(iter(self.points.values()))), len(self.seeds)
+        if not all(type(x) is int and 0 <= x < n for x, n in zip((i, j), count, strict=True)):
+            raise ValueError(f"expected the index of a run, got {line['run']}")
+        for name, value in self._point(i, j).items():
+            if name not in ("run", "metrics") and not (type(line[name]) in (int, float, str) and line[name] == value):
+                raise ValueError(f"expected {name} {value}, got {line[name]!r}")
+        return (i, j), {name: _array(line["metrics"][name], x) for name, x in self.metrics.items()}
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, writable: bool) -> Iterator[int]:
+    """The file, open for one writer or for many readers at a time."""
+    file = os.open(path, (os.O_RDWR | os.O_APPEND) if writable else os.O_RDONLY)
+    try:
+        # Some systems and network drives have no locks; lines are then appended without.
+        _lock(file, "LOCK_EX" if writable else "LOCK_SH")
+        # It may have been replaced while this process waited.
+        if writable and os.fstat(file).st_ino != os.stat(path).st_ino:
+            raise FileNotFoundError(path)
+        yield file
+    finally:
+        # A copy of `file` that is still open would hold the lock.
+        _lock(file, "LOCK_UN")
+        os.close(file)
+
+
+def _lock(file: int, how: str) -> None:
+    with contextlib.suppress(OSError):
+        if fcntl is not None:
+            fcntl.flock(file, getattr(fcntl, how))
+
+
+def _bytes(file: int, start: int) -> bytes:
+    with os.fdopen(os.dup(file), "rb") as reader:
+        reader.seek(start)
+        return reader.read()
+
+
+def _append(file: int, text: str) -> None:
+    """All of it, or nothing if that fails."""
+    before, data = os.fstat(file).st_size, memoryview(text.encode())
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    except BaseException:
+        os.truncate(file, before)
+        raise
+
+
+def _create(path: Path, text: str) -> None:
+    """A file that never was empty, unless another process has made one in the meantime."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
         try:
-            temporary.write_text("".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines), encoding="utf-8")
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except (OSError, AttributeError):
+            # Some drives have no links.
+            if not path.exists():
+                os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json(line: Any) -> str:
+    return f"{json.dumps(line, allow_nan=False)}\n"
 
 
 def fingerprint(program: ClosedJaxpr) -> str:
@@ -137,9 +264,22 @@ def _plain(x: Any) -> Any:
 
 
 def _array(value: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """The metric that `_plain` wrote as `value`; ValueError for what it would not have written."""
+    given = np.asarray(value, dtype=object)
+    integers = np.issubdtype(like.dtype, np.integer)
+    kinds = (bool,) if like.dtype == bool else (int,) if integers else (int, float)
+    if given.shape != like.shape and (given.size or math.prod(like.shape)):
+        raise ValueError(f"expected the shape {like.shape}, got {given.shape}")
+    for x in given.flat:
+        if type(x) not in kinds and (integers or like.dtype == bool or x not in ("nan", "inf", "-inf")):
+            raise ValueError(f"expected {like.dtype}, got {x!r}")
     # float64 reads "nan", but it does not hold every integer.
-    wide = np.dtype(object if np.issubdtype(like.dtype, np.integer) else np.float64)
-    return np.asarray(value, dtype=object).astype(wide).astype(like.dtype).reshape(like.shape)
+    wide = given.astype(object if integers else np.float64)
+    with np.errstate(over="ignore"):
+        array = wide.astype(like.dtype).reshape(like.shape)
+    if not integers and np.isinf(array).sum() != np.isinf(wide).sum():
+        raise ValueError(f"expected {like.dtype}, got {value}")
+    return array
 
 
 def _difference(where: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:

@@ -55,8 +55,8 @@ def sweep(
       seeds: distinct seeds, or how many: 0, 1, ... A seed gives the same key to every ε: their difference is paired.
       batch: most runs to train at a time, over all devices; None for all. It bounds the memory.
       metric, mode: the metric that `best` looks at, and whether the highest or the lowest is best.
-      results: file of JSON lines, one a run, rewritten atomically after each batch. Batches that are whole in it are
-        not trained again.
+      results: file of JSON lines, one a run, appended after each batch. Batches that are whole in it are not trained
+        again. Several processes may share it.
       name: says that two functions are the same to `results`; None compares the programs that they lower to, and their
         constants.
       devices: None for all of this process.
@@ -90,14 +90,16 @@ def sweep(
             checks.check_option("metric", metric, [key for key, x in traced.metrics.items() if not x.shape])
         settings = {"points": points, "seeds": seed_array, "metrics": traced.metrics}
         kept = ResultsFile.open(results, name or functools.partial(fingerprint, traced.program), **settings)
-        run_group, split = _compiled(traced.program.jaxpr, mesh), NamedSharding(mesh, P("runs"))
-        # Constants are arguments: XLA would fold what it can of them, and each program would hold the data once more.
-        constants = jax.device_put(traced.program.consts, NamedSharding(mesh, P()))
-        with _bar(total, len(kept.runs), progress) as advance:
-            for rows, columns in _groups(count, total if batch is None else limit // mesh.size, mesh.size, kept.runs):
-                group = seed_array[rows], [points[key][columns] for key in sorted(points)]
-                out = jax.device_get(run_group(constants, *jax.device_put(group, split)))
-                advance(kept.add(dict(_runs(rows, columns, dict(zip(traced.metrics, out, strict=True))))))
+        with contextlib.closing(kept):
+            run_group, split = _compiled(traced.program.jaxpr, mesh), NamedSharding(mesh, P("runs"))
+            # Constants are arguments: XLA would fold what it can of them, and each program would hold the data again.
+            constants = jax.device_put(traced.program.consts, NamedSharding(mesh, P()))
+            most = total if batch is None else limit // mesh.size
+            with _bar(total, len(kept.runs), progress) as advance:
+                for rows, columns in _groups(count, most, mesh.size, kept.runs):
+                    group = seed_array[rows], [points[key][columns] for key in sorted(points)]
+                    out = jax.device_get(run_group(constants, *jax.device_put(group, split)))
+                    advance(kept.add(dict(_runs(rows, columns, dict(zip(traced.metrics, out, strict=True))))))
     result = SweepResult(points, seed_array, kept.stacked(), metric, mode)
     result.warn()
     return result

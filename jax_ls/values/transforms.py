@@ -89,8 +89,9 @@ def signed_hyperbolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
       Pohlen et al., Observe and Look Further: Achieving Consistent Performance on Atari, 2018.
     """
     x, epsilon = _with_epsilon(x, epsilon)
+    finite = jnp.where(jnp.isinf(x), 0, x)
     # √(a + 1) − 1 = a / (√(a + 1) + 1), which loses no digits near 0.
-    return x * (1 / (jnp.sqrt(1 + jnp.abs(x)) + 1) + epsilon)
+    return jnp.where(jnp.isinf(x), x, finite * (1 / (jnp.sqrt(1 + jnp.abs(finite)) + 1) + epsilon))
 
 
 def signed_parabolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
@@ -115,10 +116,11 @@ def signed_parabolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
       Pohlen et al., Observe and Look Further: Achieving Consistent Performance on Atari, 2018.
     """
     x, epsilon = _with_epsilon(x, epsilon)
+    finite = jnp.where(jnp.isinf(x), 0, x)
     b = 1 + 2 * epsilon
     # The root of the quadratic without a difference, so that ε may be 0 and x small.
-    ratio = 2 / (b + jnp.sqrt(b * b + 4 * epsilon * jnp.abs(x)))
-    return x * ratio * (ratio * jnp.abs(x) + 2)
+    ratio = 2 / (b + jnp.sqrt(b * b + 4 * epsilon * jnp.abs(finite)))
+    return jnp.where(jnp.isinf(x), x, finite * ratio * (ratio * jnp.abs(finite) + 2))
 
 
 def _sign(x: jax.Array) -> jax.Array:

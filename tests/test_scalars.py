@@ -1,0 +1,109 @@
+"""Parameters that are one number: arrays are refused by name, and no size of them makes NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ls import OneHot, cross_entropy, priors
+
+K = 5
+LABELS = jnp.arange(K)
+Z = jnp.eye(K)
+SCALARS = {
+    "pseudo_count": lambda x: priors.unigram(jnp.ones(K), pseudo_count=x),
+    "temperature": lambda x: priors.unigram(jnp.arange(1.0, K + 1), temperature=x),
+    "temperature of similarity": lambda x: priors.similarity(jnp.eye(K) + 0.1, temperature=x),
+    "temperature of teacher": lambda x: priors.teacher(Z, temperature=x).probabilities,
+    "beta": lambda x: priors.hierarchy(1 - jnp.eye(K), beta=x),
+    "beta of sord": lambda x: priors.sord(K, beta=x),
+    "sigma": lambda x: priors.gaussian(K, sigma=x),
+    "sigma of spatial": lambda x: priors.spatial(LABELS[None], sigma=x).weights,
+    "sigma of spatial, ndim=1": lambda x: priors.spatial(LABELS, sigma=x, ndim=1).weights,
+    "sigma of spatial, where": lambda x: priors.spatial(LABELS[None], sigma=x, where=LABELS[None] > 1).weights,
+    "margin": lambda x: priors.binomial(K, margin=x),
+    "alpha": lambda x: priors.geometric(K, alpha=x),
+}
+POSITIVE = [name for name in SCALARS if "sigma" in name or "temperature" in name]
+
+
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("shape", [(1,), (K,), (K, K)])
+def test_an_array_is_refused_by_name(name, shape):
+    message = rf"(?s){name.split()[0]}: expected a number, got float32 {str(shape).replace('(', '.').replace(')', '.')}"
+    for call in (SCALARS[name], jax.jit(SCALARS[name])):
+        with pytest.raises(AssertionError, match=message):
+            call(jnp.full(shape, 0.25))
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+@pytest.mark.parametrize("x", [2e-38, 1e-20, 1e20, 3e38])
+def test_no_size_makes_nan(name, x):
+    """A small σ or T is the limit of the nearest, a large one of them all alike."""
+    for table in (SCALARS[name](x), jax.jit(SCALARS[name])(jnp.float32(x))):
+        rows = np.atleast_2d(table)
+        assert np.isfinite(rows).all()
+        np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-6)
+    slope = jax.grad(lambda x: jnp.sum(SCALARS[name](x)[..., 0]))(jnp.float32(x))
+    assert x < 1 or np.isfinite(slope)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_a_traced_number_out_of_range_makes_nan(name):
+    rows = np.isnan(jax.jit(SCALARS[name])(-1.0)).any(-1)
+    assert rows.all() or (name == "sigma of spatial, where" and rows.any())  # without a vote there is no σ
+
+
+@pytest.mark.parametrize("size", [10, 50, 400])
+@pytest.mark.parametrize("margin", [0.01, 0.1, 0.4])
+def test_what_a_binomial_promises(size, margin):
+    """The mean of row y is y + margin (K - 1 - 2y); with a margin of 1/(2K) it peaks at y."""
+    y, table = np.arange(size), np.asarray(priors.binomial(size, margin=margin), float)
+    np.testing.assert_allclose(table @ y, y + margin * (size - 1 - 2 * y), rtol=1e-3)
+    assert (np.asarray(priors.binomial(size, margin=0.5 / size)).argmax(-1) == y).all()
+    spread = np.sqrt(table @ y**2 - (table @ y) ** 2)
+    assert abs(spread.argmax() - (size - 1) / 2) <= max(1, 0.02 * size)
+
+
+LARGE = [2**32 + 1, -(2**32) + 1, 2**31 + 1]
+
+
+@pytest.mark.parametrize("label", LARGE)
+@pytest.mark.parametrize("x64", [False, True])
+def test_numpy_labels_beyond_32_bits_are_no_class(label, x64):
+    """They would wrap to class 1."""
+    with jax.enable_x64(x64):
+        losses = cross_entropy(np.zeros((2, K), np.float32), OneHot(np.array([label, 1])))
+        assert np.isnan(losses[0])
+        assert np.isfinite(losses[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_unsigned_labels_do_not_become_negative(dtype):
+    """2³² - 100 is not `ignore_index`."""
+    large = np.array([np.iinfo(dtype).max - 99], dtype)
+    assert OneHot(large).labels.min() > 0
+    assert OneHot(jnp.asarray(np.array([2**32 - 100], np.uint32))).labels.min() > 0
+    assert OneHot(np.array([3], dtype)).labels.tolist() == [3]
+
+
+BAD = [
+    ("temperature", lambda: priors.teacher(Z, temperature=1e-39), r"1e-39|9\.99999\d*e-40"),
+    ("offsets", lambda: priors.neighbors(LABELS, offsets=3), "3"),
+    ("offsets", lambda: priors.neighbors(LABELS, offsets=(), weights=()), r"\(\)"),
+    ("offsets", lambda: priors.neighbors(LABELS, offsets=None), "None"),
+    ("offsets", lambda: priors.neighbors(LABELS, offsets=(1.5,), weights=(1.0,)), r"1\.5"),
+    ("parents", lambda: priors.tree_distances([]), r"\[\]"),
+    ("parents", lambda: priors.tree_distances([[1], [1, 2]]), r"\[\[1\], \[1, 2\]\]"),
+    ("parents", lambda: priors.tree_distances(None), "None"),
+    ("parents", lambda: priors.tree_distances("abc"), "abc"),
+    ("counts", lambda: priors.unigram(jnp.zeros(0)), r"float32 \(0,\)"),
+    ("sigma", lambda: priors.gaussian(K, sigma=0.0), r"0\.0"),
+    ("lam", lambda: priors.mix(LABELS, LABELS, "half"), "half"),
+]
+
+
+@pytest.mark.parametrize(("name", "call", "got"), BAD)
+def test_bad_input_is_named(name, call, got):
+    with pytest.raises((AssertionError, TypeError, ValueError), match=rf"(?s)^.*{name}: expected .*{got}"):
+        call()
