@@ -174,10 +174,13 @@ def _logits(blocks: Blocks, hidden: Array, part: _Part) -> tuple[Array, Array | 
     return (z if part.kept is None else jnp.where(part.kept[None], z, -jnp.inf)), slope
 
 
-def _sums(blocks: Blocks, z: Array, part: _Part) -> tuple[Sums, list[Array]]:
+RowSums = Callable[[Array, tuple[Array | None, ...]], tuple[Array, Array, tuple[Array, ...]]]
+
+
+def _sums(row_sums: RowSums, z: Array, part: _Part) -> tuple[Sums, list[Array]]:
     """The sums of one block, and the mass Σ w of each linear sum."""
     weights = [None if w is None else w.astype(z.dtype) for w in part.weights]
-    sums = _row_sums(z, tuple(weights))
+    sums = row_sums(z, tuple(weights))
     picked = []
     for places, held in part.places:
         taken = jnp.take_along_axis(z, places, axis=1, mode="clip")
@@ -190,32 +193,14 @@ def _mass(w: Array | None, z: Array) -> Array:
     return jnp.broadcast_to(mass, z.shape[:1])
 
 
-@jax.custom_jvp
 def _row_sums(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
-    """Maximum, Σ exp(z − max) and Σ w (z − max) of each row; the maximum is a constant to differentiation."""
+    """Maximum, Σ exp(z − max) and Σ w (z − max) of each row, without a rule for derivatives."""
     return jax.lax.platform_dependent(z, weights, cpu=_separate_sums, default=_one_reduction)
 
 
-@functools.partial(_row_sums.defjvp, symbolic_zeros=True)
-def _row_sums_jvp(primals: Any, tangents: Any) -> Any:
-    z, weights = primals
-    dz, dweights = tangents
-    top, total, linear = _row_sums(z, weights)
-    away = _finite(z) - top[:, None]
-    dtotal = jnp.zeros_like(total)
-    dlinear = [jnp.zeros_like(x) for x in linear]
-    if not isinstance(dz, SymbolicZero):
-        dtotal = jnp.sum(jnp.exp(away) * dz, axis=1)
-        dlinear = [jnp.sum(dz if w is None else dz * align(w, 2), axis=1) for w in weights]
-    for i, dw in enumerate(dweights):
-        if dw is not None and not isinstance(dw, SymbolicZero):
-            dlinear[i] += jnp.sum(away * align(dw, 2), axis=1)
-    return (top, total, linear), (jnp.zeros_like(top), dtotal, tuple(dlinear))
-
-
 def _separate_sums(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
-    """Each sum by itself: XLA on CPU takes four times as long over one variadic reduction."""
-    top = jnp.maximum(jnp.max(z, axis=1, initial=LOWEST), LOWEST)
+    """Each sum by itself: XLA on CPU takes four times as long over one variadic reduction. In any mode."""
+    top = jax.lax.stop_gradient(jnp.max(z, axis=1, initial=LOWEST))
     total = jnp.sum(jnp.exp(z - top[:, None]), axis=1)
     linear = []
     for w in weights:
@@ -281,7 +266,7 @@ def sweep(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array])
 
     def step(carry: Tree, block: Array) -> tuple[Tree, None]:
         part = _part(blocks, block, layer, weights, labels)
-        return _joined(*carry, *_sums(blocks, _logits(blocks, layer.hidden, part)[0], part)), None
+        return _joined(*carry, *_sums(_row_sums, _logits(blocks, layer.hidden, part)[0], part)), None
 
     start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
     return jax.lax.scan(step, start, blocks.order())[0]
@@ -323,7 +308,7 @@ def sweep_in_any_mode(
         within = [_padded_places(blocks, x["block"], y) for y in labels]
         given = [_fresh(w, x["fresh"]) for w in x["weights"]]
         part = _Part(blocks.gathering.whole(x["kernel"]), x["bias"], x["kept"], given, within)
-        return _sums(blocks, _logits(blocks, wide.astype(layer.hidden.dtype), part)[0], part)
+        return _sums(_separate_sums, _logits(blocks, wide.astype(layer.hidden.dtype), part)[0], part)
 
     def step(carry: Tree, x: Tree) -> tuple[Tree, None]:
         return _joined(*carry, *sums_of(wide, x)), None
@@ -448,6 +433,18 @@ class _Asked:
     labels: list[Array] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class _Unseen:
+    """What stands for the logits: a shape, so that whoever computes with them raises at once."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
 class BlockLogits:
     """Logits that are never whole: the sums over classes that a sweep over blocks can take, each (*batch,).
 
@@ -455,7 +452,7 @@ class BlockLogits:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, axis: ClassAxis, class_weights: Array | None) -> None:
-        self.values = jax.ShapeDtypeStruct(shape, dtype)
+        self.values = _Unseen(shape, dtype)
         self._axis = _BlockAxis(axis.size, axis.where, axis.rows, class_axis_name=axis.class_axis_name, logits=self)
         self._class_weights, self._asked = class_weights, _Asked()
         self._sums: Sums | None = None
