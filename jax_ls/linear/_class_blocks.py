@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from jax_ls import checks
+from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, ClassAxis, align
 from jax_ls.linear._gathering import Gathering
@@ -510,7 +510,7 @@ class BlockLogits:
             self._asked.weights.append(w)
             return self._unknown()
         self._answered[0] += 1
-        return _infinite(self._sums.linear[self._answered[0] - 1])
+        return fences.infinite(self._sums.linear[self._answered[0] - 1])
 
     def _take(self, index: Array) -> Array:
         """z_i − max z at classes (*batch, S) of this device; 0 − max z where it holds none of them."""
@@ -519,12 +519,6 @@ class BlockLogits:
             return jnp.full(index.shape, jnp.nan, self.values.dtype)
         self._answered[1] += 1
         return self._sums.picked[self._answered[1] - 1]
-
-
-def _infinite(sums: Array) -> Array:
-    """Turns a sum that a stand-in for −inf has entered back into ±inf."""
-    huge = jnp.abs(sums) > jnp.sqrt(jnp.finfo(sums.dtype).max)
-    return sums + jax.lax.stop_gradient(jnp.where(huge, jnp.copysign(jnp.inf, sums), 0))
 
 
 @dataclass(frozen=True)
@@ -541,23 +535,6 @@ class _BlockAxis(ClassAxis):
             return super().take(values, labels)
         taken = self.logits._take(labels - self.start)
         return taken - self.logits.shift[..., None]
-
-    # Until `ClassAxis` has `sum`.
-    def mean(self, values: Any) -> Array:
-        if values is not self.logits.values or self.where is not None or self.weights is not None:
-            return super().mean(values) if values is not self.logits.values else self.dot(self.uniform(), values)
-        return self.sum(values, None) / (values.shape[-1] * self.num_devices)
-
-    def dot(self, q: Array, values: Any) -> Array:
-        if values is not self.logits.values:
-            return super().dot(q, values)
-        ndim = max(x.ndim for x in (q, self.where, self.weights) if x is not None)
-        q = align(q, ndim).astype(values.dtype)
-        if self.weights is not None:
-            q = q * align(self.weights, ndim).astype(values.dtype)
-        if self.where is not None:
-            q = jnp.where(align(self.where, ndim), q, 0)
-        return self.sum(values, q)
 
 
 def on_blocks(
