@@ -21,7 +21,7 @@ from jax_ls.class_axis import AxisName, multiply
 from jax_ls.linear import _class_blocks as classes
 from jax_ls.linear import _token_chunks as chunks
 from jax_ls.linear._meshes import Layout
-from jax_ls.linear.plan import Plan, block_size, chosen, chunk_count
+from jax_ls.linear.plan import Plan, block_sizes, chosen, chunk_count
 from jax_ls.losses import cross_entropy
 from jax_ls.reductions import Reduction, normalizer, sum_over_devices
 from jax_ls.smoothing import Prior, Spread, smooth
@@ -382,14 +382,16 @@ def _layer_by_classes(static: _Layer, operands: dict[str, Any]) -> Array:
         h = jnp.where(counted[..., None], h, 0)
         target = target.counted(counted)
     parts = layout.gathering.parts(class_axis)
+    size, tpu_size = block_sizes(h.shape[-1], k.shape[class_axis], parts, static.block_size)
     blocks = classes.Blocks(
-        block_size(h.shape[-1], k.shape[class_axis], parts, static.block_size),
+        size,
         k.shape[class_axis],
         parts,
         static.transposed,
         static.softcap,
         layout.gathering,
         _at_least(static.accumulate, h.dtype),
+        tpu_size,
     )
 
     def formula(z: classes.BlockLogits, q: Target) -> Array:

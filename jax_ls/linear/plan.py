@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from jax_ls import checks
 
-__all__ = ["Plan", "block_size", "chosen", "chunk_count"]
+__all__ = ["Plan", "block_sizes", "chosen", "chunk_count"]
 
 Plan = Literal["auto", "tokens", "classes"]
 
@@ -47,15 +47,14 @@ def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None
     return next((count for count in range(fewest, 2 * fewest) if tokens % count == 0), fewest)
 
 
-def block_size(features: int, classes: int, parts: int, size: int | None) -> int:
-    """Returns the classes of a block in each of `parts` parts of `classes` classes.
+def block_sizes(features: int, classes: int, parts: int, size: int | None) -> tuple[int, int]:
+    """Returns the classes of a block in each of `parts` parts of `classes` classes: elsewhere, and on TPU.
 
-    By default D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`.
+    By default D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`, and D on TPU.
     """
     if size is None:
-        size = max(features // 2, 1)
-        size = max(128, size // 128 * 128)
+        sizes = [max(128, size // 128 * 128) for size in (features // 2, features)]
     else:
-        size = checks.check_size("block_size", size)
-    size = max(1, -(-size // parts))
-    return min(size, classes)
+        sizes = [checks.check_size("block_size", size)] * 2
+    elsewhere, on_tpu = (min(-(-size // parts), classes) for size in sizes)
+    return elsewhere, on_tpu
