@@ -201,3 +201,35 @@ def test_bad_input_raises_at_once_by_name(name):
     arguments = {"hidden": HIDDEN, "kernel": KERNEL, "target": LABELS} | given
     with pytest.raises((AssertionError, TypeError, ValueError, NameError), match=word):
         linear_cross_entropy(**arguments)
+
+
+BAD_LOSSES = {
+    "a mean": (lambda z, y: smoothed_cross_entropy(z, y).mean(), {}, "loss: expected losses"),
+    "too many": (lambda z, y: smoothed_cross_entropy(z, y)[:, None], {}, "loss: expected losses"),
+    "integers": (lambda z, y: y, {}, "loss: expected real numbers"),
+    "no array": (lambda z, y: None, {}, "loss"),
+    "auxiliary values that were not asked for": (told, {}, "has_aux"),
+    "no auxiliary values": (lambda z, y: smoothed_cross_entropy(z, y), {"has_aux": True}, "has_aux"),
+    "a scalar auxiliary value": (
+        lambda z, y: (smoothed_cross_entropy(z, y), {"hits": (z.argmax(-1) == y).mean()}),
+        {"has_aux": True},
+        r"loss, auxiliary\['hits'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", BAD_LOSSES)
+def test_a_loss_that_does_not_return_one_number_per_token(name, reduction):
+    loss, options, word = BAD_LOSSES[name]
+    f = chunked_loss(loss, chunk_size=3, reduction=reduction, **options)
+    with pytest.raises((AssertionError, TypeError), match=word):
+        f(HIDDEN, KERNEL, LABELS)
+
+
+def test_numbers_are_named_where_arrays_with_one_entry_per_token_must_be():
+    f = chunked_loss(lambda z, y, t: smoothed_cross_entropy(z / t, y))
+    with pytest.raises(AssertionError, match="argument"):
+        f(HIDDEN, KERNEL, LABELS, 2.0)
+    f = chunked_loss(lambda z, y, t: smoothed_cross_entropy(z / t[:, None], y))
+    close(f(HIDDEN, KERNEL, LABELS, np.full(N, 2.0, np.float32)), written_out(HIDDEN, KERNEL / 2, 0.1).mean())

@@ -13,7 +13,8 @@ from cases import Case
 from jax_ls import Rows, Sparse, linear_cross_entropy
 
 D, SOFTCAP = 4, 3.0
-# (words, batch, K, dtype, chunk size, reduction). 11 tokens leave a ragged chunk; 13 tokens are as many as classes.
+# (words, batch, K, dtype, size of a chunk or block, reduction). 11 tokens and 13 classes, which no size divides, leave a
+# ragged chunk or block; 13 tokens are as many as classes.
 LAYERS = [
     *[("bias weights prior", (11,), 13, "float32", size, "mean") for size in (None, 1, 3, 10, 11, 100)],
     *[("bias weights prior each", (11,), 13, "float32", 3, reduction) for reduction in ("sum", "none")],
@@ -67,7 +68,7 @@ def draw(words, batch, size, dtype, scale, epsilon):
     return floats, fixed
 
 
-@functools.partial(jax.jit, static_argnames=("words", "chunk_size", "reduction"))
+@functools.partial(jax.jit, static_argnames=("words", "plan", "chunk_size", "block_size", "reduction"))
 def ours(floats, fixed, weigh, words, **options):
     """The loss, and the gradient of its sum in every real array; tokens weighed where they are not reduced."""
     words = words.split()
@@ -152,15 +153,17 @@ def assert_near(actual, exact, dtype, size):
     np.testing.assert_allclose(np.asarray(actual).astype(np.float64), exact, rtol=16 * eps, atol=16 * eps * size)
 
 
-@pytest.mark.parametrize(("words", "batch", "size", "dtype", "chunk_size", "reduction"), LAYERS)
-def test_value_and_gradients(words, batch, size, dtype, chunk_size, reduction):
+@pytest.mark.parametrize("plan", ["tokens", "classes"])
+@pytest.mark.parametrize(("words", "batch", "size", "dtype", "held", "reduction"), LAYERS)
+def test_value_and_gradients(words, batch, size, dtype, held, reduction, plan):
     with cases.precision(dtype):
         weigh = cases.cotangent(batch) if reduction == "none" else np.ones(())
         # Near-uniform logits show what large ones hide: mass on classes that should have none.
         for scale, epsilon in [(0.01, 0.1), (1.0, -0.5), (10.0, 0.3)]:
             floats, fixed = draw(words, batch, size, dtype, scale, epsilon)
             rounded, exact = cases.rounded(floats, dtype)
-            options = {"words": words, "chunk_size": chunk_size, "reduction": reduction}
+            options = {"words": words, "plan": plan, "reduction": reduction}
+            options["chunk_size" if plan == "tokens" else "block_size"] = held
             loss, gradients = ours(rounded, jax.tree.map(jnp.asarray, fixed), jnp.asarray(weigh), **options)
             value, slopes = expected(exact, fixed, words, reduction, weigh)
             wide = "float64" if dtype == "float64" else "float32"

@@ -1,9 +1,14 @@
-"""Σ w · loss of tokens whose logits are a matrix product, a chunk of tokens at a time.
+"""The plan for many tokens: Σ w · loss of tokens whose logits are a matrix product, a chunk of tokens at a time.
 
 The logits of a chunk live and die within it. Its gradients are taken beside its loss, in the forward pass: three
 matrix products in all, where recomputing would take four. A chunk is every C-th token, not C neighbours: where tokens
-are sharded over devices, each then works on its own.
+are split over devices, each then works on its own.
+
+A kernel that is split over the tokens' devices (FSDP) is gathered once, before the loop, and its gradient is summed
+over the devices once, after the loop.
 """
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -11,25 +16,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 
 from jax_ls import checks
 from jax_ls.class_axis import multiply
+from jax_ls.linear._gathering import Gathering
+from jax_ls.linear._products import narrowed, product, stored_dtype, unit_of
 
 Tree = Any
 
 
 class Plan(NamedTuple):
-    """What is static: `loss(logits, arguments, others)` -> (losses, auxiliary), each one a token."""
+    """The static part. `loss(logits, arguments, others)` returns (losses, auxiliary values), one of each per token."""
 
-    loss: Callable[..., tuple[jax.Array, Tree]]
+    loss: Callable[..., tuple[Array, Tree]]
     chunks: int
     transposed: bool
+    gathering: Gathering = Gathering()
+    accumulate: Any = jnp.float32
+    token_axes: frozenset[str] = frozenset()
 
 
 class Tokens(NamedTuple):
-    """What there is one of for each token. All arrays are (n, C, ...): chunk c is [:, c]."""
+    """Arrays with one entry per token, all of them (n, C, ...): chunk c is [:, c]."""
 
     hidden: Any
     weights: Any
@@ -37,7 +48,7 @@ class Tokens(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all tokens share: the kernel, and whatever else the loss reads."""
+    """Arrays that all tokens share: the kernel, and whatever else the loss reads."""
 
     kernel: Any
     others: Tree
@@ -45,7 +56,8 @@ class Shared(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def total(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
-    """Σ w · loss, and the auxiliary values of each token, which have no derivative."""
+    """Returns Σ w · loss, and the auxiliary values of each token, which have no derivative."""
+    shared = shared._replace(kernel=plan.gathering.whole(shared.kernel))
 
     def step(index: jax.Array | int) -> tuple[Tree, Tree]:
         chunk = take(tokens, index)
@@ -56,7 +68,8 @@ def total(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
 
 
 def each(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
-    """w · loss of each token, and the auxiliary values; recomputed for the backward pass, in any mode."""
+    """Returns w · loss of each token, and the auxiliary values; recomputed for the backward pass, in any mode."""
+    shared = shared._replace(kernel=plan.gathering.whole(shared.kernel))
     kernel = shared.kernel.astype(checks.wide(shared.kernel.dtype))  # so that its cotangents add up in float32
 
     @jax.checkpoint
@@ -71,26 +84,22 @@ def each(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
 
 
 def logits_of(plan: Plan, chunk: Tokens, shared: Shared) -> jax.Array:
-    """(n, K), in float32 or wider."""
-    return _product(_counted(chunk, chunk.hidden), shared.kernel, 1, 1 if plan.transposed else 0)
-
-
-def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=checks.wide(a.dtype))
+    """Returns the logits (n, K) of a chunk, in float32 or wider."""
+    return product(_counted(chunk, chunk.hidden), shared.kernel, 1, 1 if plan.transposed else 0)
 
 
 def _counted(chunk: Tokens, x: jax.Array) -> jax.Array:
-    """0 for the tokens of weight 0, whatever stands there."""
+    """Returns `x` with 0 for the tokens of weight 0, whatever stands there."""
     return jnp.where((chunk.weights != 0).reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
 def take(tokens: Tokens, index: jax.Array | int) -> Tokens:
-    """Chunk `index`."""
+    """Returns chunk `index`."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False), tokens)
 
 
 def _sweep(step: Callable[..., tuple[Tree, Tree]], chunks: int) -> tuple[Tree, Tree]:
-    """Sums of what the steps return first; what they return second, each token's in its own place."""
+    """Scans `step` over the chunks. Adds up the first tree that it returns and puts the second back in token order."""
     sums, rows = jax.eval_shape(step, 0)
     start = jax.tree.map(_zeros, sums), jax.tree.map(functools.partial(_zeros, chunks=chunks), rows)
 
@@ -111,12 +120,12 @@ def _zeros(x: jax.ShapeDtypeStruct, chunks: int | None = None) -> jax.Array:
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
-    """The mesh axes over which `x` differs, inside `jax.shard_map`."""
+    """Returns the mesh axes over which `x` differs, inside `jax.shard_map`."""
     return frozenset(jax.typeof(x).manual_axis_type.varying)
 
 
 def varying(tree: Tree, names: frozenset[str]) -> Tree:
-    """Arrays marked as differing over the mesh axes `names` too."""
+    """Returns arrays marked as differing over the mesh axes `names` too."""
 
     def mark(x: jax.Array) -> jax.Array:
         missing = tuple(sorted(names - varying_axes(x)))
@@ -126,7 +135,7 @@ def varying(tree: Tree, names: frozenset[str]) -> Tree:
 
 
 def split(tokens: Tokens, batch_rank: int, chunks: int) -> Tokens:
-    """Arrays (*batch, ...) as (n, C, ...), with zeros at the end, of weight 0, where they are not divisible."""
+    """Returns arrays (*batch, ...) as (n, C, ...); tokens of zeros and weight 0 fill the last chunk."""
 
     def one(x: jax.Array) -> jax.Array:
         x = x.reshape(-1, *x.shape[batch_rank:])
@@ -138,9 +147,11 @@ def split(tokens: Tokens, batch_rank: int, chunks: int) -> Tokens:
 
 
 def close(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[Plan, Shared]:
-    """What the loss closes over, made an argument: a custom derivative sees nothing else."""
+    """Returns the plan with the arrays that the loss closes over as arguments: a custom derivative sees no others."""
     first = take(tokens, 0)
-    example = logits_of(plan, first, shared), first.arguments, shared.others
+    whole = jax.eval_shape(plan.gathering.whole, shared.kernel)
+    logits = jax.eval_shape(lambda chunk, kernel: logits_of(plan, chunk, Shared(kernel, None)), first, whole)
+    example = logits, first.arguments, shared.others
     closed, shape = jax.make_jaxpr(plan.loss, return_shape=True)(*example)
     tree = jax.tree.structure(shape)
 
@@ -154,7 +165,9 @@ def close(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[Plan, Shared]:
 def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, Tree], Tree]:
     want_tokens, want_shared = jax.tree.map(lambda x: x.perturbed, (tokens, shared))
     tokens, shared = jax.tree.map(lambda x: x.value, (tokens, shared))
-    _refuse_shared_closures(varying_axes(tokens.hidden), partition(shared.others, want_shared.others)[0])
+    _refuse_shared_closures(plan.token_axes, partition(shared.others, want_shared.others)[0])
+    kernel = plan.gathering.whole(shared.kernel)
+    dtype = stored_dtype(tokens.hidden.dtype)
 
     def step(index: jax.Array | int) -> tuple[Tree, Tree]:
         chunk = take(tokens, index)
@@ -164,16 +177,22 @@ def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, T
         def loss(logits: jax.Array, arguments: Tree, others: Tree) -> tuple[jax.Array, Tree]:
             return plan.loss(logits, combine(arguments, fixed_arguments), combine(others, fixed_others))
 
-        losses, pull, aux = jax.vjp(loss, logits_of(plan, chunk, shared), arguments, others, has_aux=True)
+        losses, pull, aux = jax.vjp(
+            loss, logits_of(plan, chunk, shared._replace(kernel=kernel)), arguments, others, has_aux=True
+        )
         d_logits, d_arguments, d_others = pull(chunk.weights.astype(losses.dtype))
-        d_logits = _counted(chunk, d_logits).astype(chunk.hidden.dtype)
+        d_logits = _counted(chunk, d_logits)
+        unit = unit_of(jnp.max(jnp.abs(d_logits), initial=0), dtype)
+        d_logits = narrowed(d_logits, unit, dtype)
         d_hidden = d_kernel = None
         if want_tokens.hidden:
-            d_hidden = _product(d_logits, shared.kernel, 1, 0 if plan.transposed else 1).astype(d_logits.dtype)
+            d_hidden = _times(product(d_logits, kernel, 1, 0 if plan.transposed else 1), unit)
+            units = unit_of(jnp.max(jnp.abs(d_hidden), axis=-1, keepdims=True, initial=0), dtype)
+            d_hidden = narrowed(d_hidden, units, dtype), units
         if want_shared.kernel:
             hidden = _counted(chunk, chunk.hidden)
             left, right = (d_logits, hidden) if plan.transposed else (hidden, d_logits)
-            d_kernel = _product(left, right, 0, 0)
+            d_kernel = _times(product(left, right, 0, 0), unit).astype(plan.accumulate)
         d_weights = _counted(chunk, losses) if want_tokens.weights else None
         d_arguments = jax.tree.map(functools.partial(_counted, chunk), d_arguments)
         sums = jnp.sum(multiply(chunk.weights, losses)), d_kernel, d_others
@@ -182,13 +201,17 @@ def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, T
     (value, d_kernel, d_others), (aux, d_tokens) = _sweep(step, plan.chunks)
     d_tokens = jax.tree.map(lambda x: x.reshape(-1, plan.chunks, *x.shape[1:]), d_tokens)
     # Arrays of no size carry the dtypes that the cotangents must have.
-    return (value, aux), (d_tokens, Shared(d_kernel, d_others), shared.kernel[:0, :0])
+    return (value, aux), (d_tokens, Shared(d_kernel, d_others), tokens.hidden[:0, :0], shared.kernel[:0, :0])
 
 
-def _refuse_shared_closures(over_tokens: frozenset[str], others: Tree) -> None:
+def _times(x: Array, unit: Array | None) -> Array:
+    return x if unit is None else x * unit
+
+
+def _refuse_shared_closures(token_axes: frozenset[str], others: Tree) -> None:
     """Their gradient would be summed over devices in every chunk, and then weighed by one device's cotangent."""
     for x in jax.tree.leaves(others):
-        if missing := over_tokens - varying_axes(x):
+        if missing := token_axes - varying_axes(x):
             names = tuple(sorted(missing))
             raise TypeError(
                 f"loss: expected the arrays it closes over, if differentiated, to be marked as differing over the "
@@ -197,15 +220,25 @@ def _refuse_shared_closures(over_tokens: frozenset[str], others: Tree) -> None:
 
 
 def _total_bwd(plan: Plan, residuals: Tree, cotangents: tuple[Any, Tree]) -> tuple[Tokens, Shared]:
-    del plan
-    d_tokens, d_shared, kernel = residuals
+    d_tokens, d_shared, hidden, kernel = residuals
     ct, ct_aux = cotangents
     if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(ct_aux, is_leaf=_is_symbolic_zero)):
         raise TypeError('aux: the auxiliary values of a chunked loss have no derivative; reduction="none" has one')
     scale = jnp.zeros(()) if isinstance(ct, SymbolicZero) else ct
-    d_tokens, d_shared = jax.tree.map(lambda x: (x.astype(scale.dtype) * scale).astype(x.dtype), (d_tokens, d_shared))
-    d_kernel = None if d_shared.kernel is None else d_shared.kernel.astype(kernel.dtype)
-    return d_tokens, Shared(d_kernel, d_shared.others)
+
+    def scaled(x: Array) -> Array:
+        return x.astype(checks.wide(x.dtype)) * scale.astype(checks.wide(x.dtype))
+
+    d_hidden = d_kernel = None
+    if d_tokens.hidden is not None:
+        d_hidden, units = d_tokens.hidden
+        d_hidden = _times(scaled(d_hidden), units).astype(hidden.dtype)
+    if d_shared.kernel is not None:
+        d_kernel = plan.gathering.shard(scaled(d_shared.kernel), kernel.dtype)
+    d_tokens, d_shared = jax.tree.map(
+        lambda x: scaled(x).astype(x.dtype), (d_tokens._replace(hidden=None), d_shared._replace(kernel=None))
+    )
+    return d_tokens._replace(hidden=d_hidden), d_shared._replace(kernel=d_kernel)
 
 
 def _is_symbolic_zero(x: object) -> bool:
@@ -213,13 +246,13 @@ def _is_symbolic_zero(x: object) -> bool:
 
 
 def partition(tree: Tree, wanted: Tree) -> tuple[Tree, Tree]:
-    """Two trees of the same structure: what is wanted, and the rest; None where the other has it."""
+    """Returns two trees of the same structure: the wanted leaves, and the others; None where the other tree has one."""
     kept = jax.tree.map(lambda x, w: x if w else None, tree, wanted)
     return kept, jax.tree.map(lambda x, w: None if w else x, tree, wanted)
 
 
 def combine(left: Tree, right: Tree) -> Tree:
-    """What `partition` took apart."""
+    """Returns the tree that `partition` took apart."""
     return jax.tree.map(lambda x, y: y if x is None else x, left, right, is_leaf=lambda x: x is None)
 
 

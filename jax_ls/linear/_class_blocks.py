@@ -1,0 +1,629 @@
+"""The plan for many classes: the sums over classes that a loss is made of, a block of classes at a time.
+
+A formula of `BlockLogits` runs twice. The first run, in which the logits are only a shape, records the linear sums
+⟨w, z⟩ and the labels that it asks for. Then one sweep over the blocks takes lse, linear sums and picks by the online rule:
+when a block holds a larger logit, what was summed so far is rescaled. The second run gets those sums.
+
+The backward pass is a second sweep. It recomputes a block's logits, turns them into their slopes, adds to the gradient of
+`hidden` and finishes the block's part of the kernel's gradient: four matrix products in all, and nothing of the size of
+tokens × classes, or of the kernel in float32.
+
+The last block may reach over the classes that are left. It then begins earlier, without the classes that other blocks
+hold, and comes first, so that those write their gradients over the zeros that it leaves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from jax_ls import checks, fences
+from jax_ls.algebra import Target
+from jax_ls.class_axis import AxisName, ClassAxis, align
+from jax_ls.linear._gathering import Gathering
+from jax_ls.linear._products import narrowed, product, stored_dtype, unit_of
+from jax_ls.linear._token_chunks import varying, varying_axes
+
+__all__ = ["BlockLogits", "Blocks", "Layer", "on_blocks"]
+
+Tree = Any
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""A finite number that stands for −inf, so that 0 · −inf is 0 and differences do not overflow."""
+
+
+class Layer(NamedTuple):
+    """An output layer: hidden (N, D), kernel (D, K) or (K, D), bias (K,), and which classes exist, (K,)."""
+
+    hidden: Any
+    kernel: Any
+    bias: Any
+    exists: Any
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the classes are cut. Static.
+
+    Args:
+      size: classes of a block, from each part of the kernel where it is split over the tokens' devices.
+      classes: classes of a part; `parts` × `classes` are all that this device works on.
+      parts: in how many parts the tokens' devices hold the classes.
+      transposed: whether the kernel is (K, D).
+      softcap: c, for c · tanh(z / c) in place of z.
+      gathering: how the kernel is made whole.
+      accumulate: dtype that the gradient of `hidden` adds up in.
+      tpu_size: classes of a block on TPU.
+      piece: tokens whose gradient adds up in one array; None for all.
+    """
+
+    size: int
+    classes: int
+    parts: int
+    transposed: bool
+    softcap: float | None
+    gathering: Gathering
+    accumulate: Any
+    tpu_size: int
+    piece: int | None = None
+
+    def run(self, sweep: Callable[..., Any], *operands: Any) -> Any:
+        """Returns sweep(blocks, *operands), with the blocks that suit the platform that it is lowered for.
+
+        On TPU blocks are larger, and the gradient of `hidden` adds up in pieces of 1024 tokens: XLA then keeps a piece in
+        fast memory, and takes a tenth less time for the second sweep. On GPU the pieces would be copied.
+        """
+        on_tpu = replace(self, size=self.tpu_size, piece=1024)
+        return jax.lax.platform_dependent(
+            operands,
+            tpu=lambda x: sweep(on_tpu, *x),
+            default=lambda x: sweep(self, *x),
+        )
+
+    @property
+    def count(self) -> int:
+        return -(-self.classes // self.size)
+
+    @property
+    def ragged(self) -> bool:
+        return self.classes % self.size != 0
+
+    @property
+    def class_axis(self) -> int:
+        return 0 if self.transposed else 1
+
+    def order(self) -> Array:
+        """Returns the blocks, the last one first."""
+        return jnp.roll(jnp.arange(self.count, dtype=jnp.int32), 1)
+
+    def start(self, block: Array) -> Array:
+        """Returns the first class of a block within each part."""
+        return jnp.minimum(block * self.size, self.classes - self.size) if self.ragged else block * self.size
+
+    def fresh(self, block: Array) -> Array | None:
+        """Returns which classes (B,) of a block are not another's; None for all."""
+        if not self.ragged:
+            return None
+        return jnp.tile(self.start(block) + jnp.arange(self.size, dtype=jnp.int32) >= block * self.size, self.parts)
+
+    def places(self, block: Array, labels: Array) -> tuple[Array, Array]:
+        """Returns for labels (N, S), counted on this device, their places in a block, and whether they are in it."""
+        part, within = labels // self.classes, labels % self.classes
+        place = within - self.start(block)
+        held = (within >= block * self.size) & (place >= 0) & (place < self.size)
+        held &= (labels >= 0) & (labels < self.parts * self.classes)
+        return jnp.where(held, part * self.size + place, 0), held
+
+    def kernel(self, block: Array, kernel: Array) -> Array:
+        """Returns the kernel of a block, (D, B) or (B, D)."""
+        # Behind a barrier: else the products of a TPU cut the block out themselves, three times and at unaligned places.
+        part = jax.lax.dynamic_slice_in_dim(kernel, self.start(block), self.size, self.class_axis)
+        return jax.lax.optimization_barrier(self.gathering.whole(part))
+
+    def cut(self, block: Array, x: Array) -> Array:
+        """Returns columns of x (K,) or (N, K): (B,) or (N, B)."""
+        x = x.reshape(*x.shape[:-1], self.parts, self.classes)
+        x = jax.lax.dynamic_slice_in_dim(x, self.start(block), self.size, x.ndim - 1)
+        return x.reshape(*x.shape[:-2], self.parts * self.size)
+
+    def put(self, block: Array, whole: Array, x: Array) -> Array:
+        """Returns `whole` (K,) or (N, K) with the columns of a block in their place."""
+        shape = whole.shape
+        whole = whole.reshape(*shape[:-1], self.parts, self.classes)
+        x = x.reshape(*shape[:-1], self.parts, self.size).astype(whole.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(whole, x, self.start(block), whole.ndim - 1).reshape(shape)
+
+
+class Sums(NamedTuple):
+    """Sums over classes of each token (N,): the maximum; Σ exp(z − max); Σ w (z − max) for each w; logits (N, S)."""
+
+    top: Any
+    total: Any
+    linear: Any
+    picked: Any
+
+
+class _Part(NamedTuple):
+    """One block: its kernel, bias (B,), which of its classes count, the weights of the linear sums, places of labels."""
+
+    kernel: Any
+    bias: Any
+    kept: Any
+    weights: Any
+    places: Any
+
+
+def _part(blocks: Blocks, block: Array, layer: Layer, weights: Sequence[Any], labels: Sequence[Array]) -> _Part:
+    fresh, exists = blocks.fresh(block), layer.exists
+    kept = None if exists is None else blocks.cut(block, exists)
+    if fresh is not None:
+        kept = fresh if kept is None else kept & fresh
+    return _Part(
+        blocks.kernel(block, layer.kernel),
+        None if layer.bias is None else blocks.cut(block, layer.bias),
+        kept,
+        [_fresh(None if w is None else blocks.cut(block, w), fresh) for w in weights],
+        [blocks.places(block, y) for y in labels],
+    )
+
+
+def _fresh(w: Array | None, fresh: Array | None) -> Array | None:
+    """The weights of a block, with 0 for classes that another block holds."""
+    if fresh is None:
+        return w
+    return fresh.astype(jnp.float32) if w is None else jnp.where(align(fresh, w.ndim), w, 0)
+
+
+def _logits(blocks: Blocks, hidden: Array, part: _Part) -> tuple[Array, Array | None]:
+    """The logits (N, B) of a block, −inf where no class is, and the slope of the softcap."""
+    z = product(hidden, part.kernel, 1, blocks.class_axis ^ 1)
+    z = z if part.bias is None else z + part.bias.astype(z.dtype)[None]
+    slope = None
+    if blocks.softcap is not None:
+        bent = jnp.tanh(z / blocks.softcap)
+        z, slope = blocks.softcap * bent, 1 - jnp.square(bent)
+    return (z if part.kept is None else jnp.where(part.kept[None], z, -jnp.inf)), slope
+
+
+RowSums = Callable[[Array, tuple[Array | None, ...]], tuple[Array, Array, tuple[Array, ...]]]
+
+
+def _sums(row_sums: RowSums, z: Array, part: _Part) -> tuple[Sums, list[Array]]:
+    """The sums of one block, and the mass Σ w of each linear sum."""
+    weights = [None if w is None else w.astype(z.dtype) for w in part.weights]
+    sums = row_sums(z, tuple(weights))
+    picked = []
+    for places, held in part.places:
+        taken = jnp.take_along_axis(z, places, axis=1, mode="clip")
+        picked.append(jnp.where(held, taken, 0))
+    return Sums(*sums, picked), [_mass(w, z) for w in weights]
+
+
+def _mass(w: Array | None, z: Array) -> Array:
+    mass = jnp.asarray(z.shape[1], z.dtype) if w is None else jnp.sum(w, axis=-1)
+    return jnp.broadcast_to(mass, z.shape[:1])
+
+
+def _row_sums(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
+    """Maximum, Σ exp(z − max) and Σ w (z − max) of each row, without a rule for derivatives."""
+    return jax.lax.platform_dependent(z, weights, cpu=_separate_sums, default=_one_reduction)
+
+
+def _separate_sums(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
+    """Each sum by itself: XLA on CPU takes four times as long over one variadic reduction. In any mode."""
+    top = jax.lax.stop_gradient(jnp.max(z, axis=1, initial=LOWEST))
+    total = jnp.sum(jnp.exp(z - top[:, None]), axis=1)
+    linear = []
+    for w in weights:
+        away = _finite(z) - top[:, None]
+        linear.append(jnp.sum(away if w is None else away * align(w, 2), axis=1))
+    return top, total, tuple(linear)
+
+
+def _one_reduction(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
+    """All sums in one pass over the logits."""
+    shape, n = z.shape, len(weights)
+    z = _finite(z)
+    masses = [jnp.ones_like(z) if w is None else jnp.broadcast_to(align(w, 2), shape) for w in weights]
+    zero, one = jnp.zeros((), z.dtype), jnp.ones_like(z)
+
+    def combine(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
+        top, step, left = jnp.maximum(a[0], b[0]), a[0] - b[0], a[0] > b[0]
+        small = jnp.exp(-jnp.abs(step))
+        total = jnp.where(left, a[1] + b[1] * small, a[1] * small + b[1])
+        linear = [a[i] + b[i] + jnp.where(left, -b[i + n], a[i + n]) * step for i in range(2, 2 + n)]
+        return (top, total, *linear, *(a[i] + b[i] for i in range(2 + n, 2 + 2 * n)))
+
+    # A sum starts as that of one class, relative to its own logit: 0.
+    values = (z, one, *[jnp.zeros_like(z)] * n, *masses)
+    start = (jnp.asarray(LOWEST, z.dtype), *[zero] * (2 * n + 1))
+    found = jax.lax.reduce(values, start, combine, (1,))
+    return found[0], jnp.where(found[0] <= LOWEST, 0, found[1]), tuple(found[2 : 2 + n])
+
+
+def _finite(z: Array) -> Array:
+    """−inf as a finite number, so that 0 · z is 0."""
+    return jnp.maximum(z, LOWEST)
+
+
+def _joined(a: Sums, mass_a: Sequence[Array], b: Sums, mass_b: Sequence[Array]) -> tuple[Sums, list[Array]]:
+    """The sums over two sets of classes, from those of each."""
+    top = jax.lax.stop_gradient(jnp.maximum(a.top, b.top))
+    total = a.total * jnp.exp(a.top - top) + b.total * jnp.exp(b.top - top)
+    sums = zip(a.linear, mass_a, b.linear, mass_b, strict=True)
+    linear = tuple(x + m * (a.top - top) + y + n * (b.top - top) for x, m, y, n in sums)
+    picked = [x + y for x, y in zip(a.picked, b.picked, strict=True)]
+    return Sums(top, total, linear, picked), [m + n for m, n in zip(mass_a, mass_b, strict=True)]
+
+
+def _nothing(hidden: Array, weights: Sequence[Any], labels: Sequence[Array]) -> tuple[Sums, list[Array]]:
+    """The sums over no class."""
+    dtype, shape = checks.wide(hidden.dtype), hidden.shape[:1]
+    zeros = [jnp.zeros(shape, dtype) for _ in weights]
+    picked = [jnp.zeros(y.shape, dtype) for y in labels]
+    return Sums(jnp.full(shape, LOWEST, dtype), jnp.zeros(shape, dtype), tuple(zeros), picked), zeros
+
+
+def _alike(tree: Tree, names: frozenset[str]) -> Tree:
+    return varying(tree, names) if names else tree
+
+
+# The sweeps.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def sweep(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array]) -> tuple[Sums, list[Array]]:
+    """Returns the sums over all classes of this device; reverse mode, with the gradients finished block by block."""
+    return blocks.run(_take_sums, layer, weights, labels)
+
+
+def _take_sums(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array]) -> tuple[Sums, list[Array]]:
+    def step(carry: Tree, block: Array) -> tuple[Tree, None]:
+        part = _part(blocks, block, layer, weights, labels)
+        return _joined(*carry, *_sums(_row_sums, _logits(blocks, layer.hidden, part)[0], part)), None
+
+    start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
+    return jax.lax.scan(step, start, blocks.order())[0]
+
+
+def sweep_in_any_mode(
+    blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array]
+) -> tuple[Sums, list[Array]]:
+    """Returns what `sweep` returns, by rules that every mode of differentiation follows; holds the kernel once more."""
+    axis, pad = blocks.class_axis, blocks.count * blocks.size - blocks.classes
+    wide = layer.hidden.astype(checks.wide(layer.hidden.dtype))  # so that its cotangents add up in float32
+
+    def cut(x: Array, axis: int, parts: int) -> Array:
+        """Class axis first, as (count, ..., parts · size)."""
+        x = jnp.moveaxis(x, axis, -1)
+        x = x.reshape(*x.shape[:-1], parts, blocks.classes)
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)]) if pad else x
+        x = x.reshape(*x.shape[:-1], blocks.count, blocks.size)
+        x = jnp.moveaxis(x, -2, 0)
+        x = x.reshape(*x.shape[:-2], parts * blocks.size)
+        return jnp.moveaxis(x, -1, axis + 1)
+
+    ids = jnp.arange(blocks.count * blocks.size).reshape(blocks.count, blocks.size)
+    fresh = jnp.tile(ids < blocks.classes, (1, blocks.parts)) if pad else None
+    kept = None if layer.exists is None else cut(layer.exists, 0, blocks.parts)
+    if fresh is not None:
+        kept = fresh if kept is None else kept & fresh
+    xs = {
+        "kernel": cut(layer.kernel, axis, 1),
+        "bias": None if layer.bias is None else cut(layer.bias, 0, blocks.parts),
+        "kept": kept,
+        "fresh": fresh,
+        "weights": [None if w is None else cut(w, w.ndim - 1, blocks.parts) for w in weights],
+        "block": jnp.arange(blocks.count, dtype=jnp.int32),
+    }
+
+    @jax.checkpoint
+    def sums_of(wide: Array, x: Tree) -> tuple[Sums, list[Array]]:
+        within = [_padded_places(blocks, x["block"], y) for y in labels]
+        given = [_fresh(w, x["fresh"]) for w in x["weights"]]
+        part = _Part(blocks.gathering.whole(x["kernel"]), x["bias"], x["kept"], given, within)
+        return _sums(_separate_sums, _logits(blocks, wide.astype(layer.hidden.dtype), part)[0], part)
+
+    def step(carry: Tree, x: Tree) -> tuple[Tree, None]:
+        return _joined(*carry, *sums_of(wide, x)), None
+
+    start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
+    return jax.lax.scan(step, start, xs)[0]
+
+
+def _padded_places(blocks: Blocks, block: Array, labels: Array) -> tuple[Array, Array]:
+    """As `Blocks.places`, where the last block is padded."""
+    part, within = labels // blocks.classes, labels % blocks.classes
+    place = within - block * blocks.size
+    held = (place >= 0) & (place < blocks.size) & (labels >= 0) & (labels < blocks.parts * blocks.classes)
+    return jnp.where(held, part * blocks.size + place, 0), held
+
+
+def _sweep_fwd(blocks: Blocks, layer: Any, weights: Any, labels: Any) -> tuple[Any, Tree]:
+    wanted = jax.tree.map(lambda x: jnp.zeros(()) if x.perturbed else None, (layer, weights))
+    layer, weights, labels = jax.tree.map(lambda x: x.value, (layer, weights, labels))
+    sums, masses = sweep(blocks, layer, weights, labels)
+    return (sums, masses), (layer, weights, labels, sums.top, wanted)
+
+
+def _sweep_bwd(blocks: Blocks, residuals: Tree, cotangents: Tree) -> tuple[Layer, list[Any], list[None]]:
+    # What is no derivative is None where it comes in: a tree of arrays is what a choice of platform takes.
+    cotangents = jax.tree.map(lambda x: None if _is_zero(x) else x, cotangents, is_leaf=_is_zero)
+    layer, weights, labels, top, wanted = residuals
+    found, found_weights = blocks.run(_take_slopes, layer, weights, labels, top, wanted, cotangents)
+    return found, found_weights, [None for _ in labels]
+
+
+def _take_slopes(
+    blocks: Blocks,
+    layer: Layer,
+    weights: list[Any],
+    labels: list[Array],
+    top: Array,
+    wanted_all: Tree,
+    cotangents: Tree,
+) -> tuple[Layer, list[Any]]:
+    """The gradients of the layer and of the weights, a block of classes at a time."""
+    wanted, wanted_weights = wanted_all
+    (_, d_total, d_linear, d_picked), d_mass = cotangents
+    hidden, axis = layer.hidden, blocks.class_axis
+    wide, dtype = checks.wide(hidden.dtype), stored_dtype(hidden.dtype)
+    unit = unit_of(_largest(d_total, d_linear, d_picked, weights, hidden), dtype)
+    everywhere = varying_axes(hidden)
+
+    def step(carry: Tree, block: Array) -> tuple[Tree, None]:
+        part = _part(blocks, block, layer, weights, labels)
+        z, bend = _logits(blocks, hidden, part)
+        away = z - top[:, None]
+        slopes = jnp.zeros((), wide) if d_total is None else jnp.exp(away) * d_total[:, None]
+        for ct, w in zip(d_linear, part.weights, strict=True):
+            if ct is not None:
+                slopes = slopes + (ct[:, None] if w is None else ct[:, None] * align(w, 2).astype(wide))
+        for ct, (places, held) in zip(d_picked, part.places, strict=True):
+            if ct is not None:
+                slopes = slopes + _placed(ct, places, held, z.shape[1])
+        slopes = jnp.broadcast_to(slopes, z.shape)
+        slopes = slopes if bend is None else slopes * bend
+        slopes = slopes if part.kept is None else jnp.where(part.kept[None], slopes, 0)
+        found = dict(carry)
+        if wanted.bias is not None:
+            found["bias"] = blocks.put(block, carry["bias"], jnp.sum(slopes, axis=0))
+        for i, (ct, w) in enumerate(zip(d_linear, part.weights, strict=True)):
+            if wanted_weights[i] is not None and ct is not None:
+                d_w = ct[:, None] * (_finite(z) - top[:, None])
+                if d_mass[i] is not None:
+                    d_w = d_w + d_mass[i][:, None]
+                d_w = d_w if w.ndim == 2 else jnp.sum(d_w, axis=0)
+                found["weights"] = [*found["weights"]]
+                found["weights"][i] = blocks.put(block, carry["weights"][i], d_w)
+        slopes = narrowed(slopes, unit, dtype)
+        if wanted.kernel is not None:
+            left, right = (slopes, hidden) if blocks.transposed else (hidden, slopes)
+            d_part = product(left, right, 0, 0)
+            d_part = blocks.gathering.shard(d_part if unit is None else d_part * unit, layer.kernel.dtype)
+            found["kernel"] = jax.lax.dynamic_update_slice_in_dim(carry["kernel"], d_part, blocks.start(block), axis)
+        if wanted.hidden is not None:
+            rows = [slopes[first : first + len(old)] for first, old in zip(firsts, carry["hidden"], strict=True)]
+            found["hidden"] = [
+                old + product(new, part.kernel, 1, axis).astype(old.dtype)
+                for old, new in zip(carry["hidden"], rows, strict=True)
+            ]
+        return found, None
+
+    pairs = zip(wanted_weights, weights, strict=True)
+    d_weights = [None if wanted is None else jnp.zeros(w.shape, w.dtype) for wanted, w in pairs]
+    piece = blocks.piece or max(len(hidden), 1)
+    firsts = range(0, len(hidden), piece)
+    zeros = [jnp.zeros(hidden[first : first + piece].shape, blocks.accumulate) for first in firsts]
+    start = {
+        "hidden": None if wanted.hidden is None else zeros,
+        "kernel": None if wanted.kernel is None else jax.lax.empty(layer.kernel.shape, layer.kernel.dtype),
+        "bias": None if wanted.bias is None else jnp.zeros(layer.bias.shape, layer.bias.dtype),
+        "weights": d_weights,
+    }
+    found, _ = jax.lax.scan(step, _alike(start, everywhere), blocks.order())
+    d_hidden = None
+    if wanted.hidden is not None:
+        pieces = [x if unit is None else x * unit.astype(x.dtype) for x in found["hidden"]]
+        d_hidden = jnp.concatenate([hidden[:0], *(x.astype(hidden.dtype) for x in pieces)])
+    return Layer(d_hidden, found["kernel"], found["bias"], None), found["weights"]
+
+
+sweep.defvjp(_sweep_fwd, _sweep_bwd, symbolic_zeros=True)
+
+
+def _is_zero(x: object) -> bool:
+    return isinstance(x, SymbolicZero)
+
+
+def _placed(ct: Array, places: Array, held: Array, size: int) -> Array:
+    """Σ_s ct_s at the place of each label: (N, S) as (N, B), by comparison, for a scatter would write a copy."""
+    classes = jnp.arange(size, dtype=places.dtype)[None]
+    ct = jnp.where(held, ct, 0)
+    total = jnp.zeros((), ct.dtype)
+    for s in range(ct.shape[1]):
+        total = total + jnp.where(places[:, s, None] == classes, ct[:, s, None], 0)
+    return jnp.broadcast_to(total, (len(ct), size))
+
+
+def _largest(d_total: Any, d_linear: Any, d_picked: Any, weights: Any, hidden: Array) -> Array:
+    """A number that no slope exceeds."""
+    bound = jnp.zeros(hidden.shape[:1], checks.wide(hidden.dtype))
+    bound = bound if d_total is None else bound + jnp.abs(d_total)
+    for ct, w in zip(d_linear, weights, strict=True):
+        if ct is not None:
+            most = 1 if w is None else jnp.max(jnp.abs(w), axis=-1)
+            bound = bound + jnp.abs(ct) * most
+    for ct in d_picked:
+        if ct is not None:
+            bound = bound + jnp.sum(jnp.abs(ct), axis=-1)
+    return jnp.max(jnp.where(jnp.isfinite(bound), bound, 0), initial=0)
+
+
+# Formulas.
+
+
+@dataclass
+class _Asked:
+    """The linear sums and labels that a formula asked for in its first run."""
+
+    weights: list[Any] = field(default_factory=list)
+    labels: list[Array] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unseen:
+    """What stands for the logits: a shape, so that whoever computes with them raises at once."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class BlockLogits:
+    """Logits that are never whole: the sums over classes that a sweep over blocks can take, each (*batch,).
+
+    The methods are those of `jax_ls.logits.Logits`. The ones that need all logits of a token at once are missing.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, axis: ClassAxis, class_weights: Array | None) -> None:
+        self.values = _Unseen(shape, dtype)
+        self._axis = _BlockAxis(axis.size, axis.where, axis.rows, class_axis_name=axis.class_axis_name, logits=self)
+        self._class_weights, self._asked = class_weights, _Asked()
+        self._sums: Sums | None = None
+        self._answered = [0, 0]
+
+    @property
+    def shift(self) -> Array:
+        """max_k z_k, as a constant."""
+        return self._unknown() if self._sums is None else jax.lax.stop_gradient(self._sums.top)
+
+    @property
+    def log_total(self) -> Array:
+        """lse(z) − max z."""
+        return self._unknown() if self._sums is None else jnp.log(self._sums.total)
+
+    @property
+    def lse(self) -> Array:
+        """log Σ_k exp z_k."""
+        return self.log_total + self.shift
+
+    def dot(self, q: Target) -> Array:
+        """⟨q, z − max z⟩."""
+        return self._weighted(q).contract(self.values, self._axis)  # pyright: ignore[reportArgumentType]
+
+    def mass(self, q: Target) -> Array:
+        """Σ_k q_k."""
+        return self._weighted(q).contract(None, self._axis).astype(self.values.dtype)
+
+    def pick(self, y: Array) -> Array:
+        """z_y − max z at labels (*batch,); NaN where no class is y."""
+        return self._axis.pick(self.values, y[..., None])[..., 0]  # pyright: ignore[reportArgumentType]
+
+    def log_prob(self, y: Array) -> Array:
+        """log p_y at labels (*batch,)."""
+        return self.pick(y) - self.log_total
+
+    def mean(self) -> Array:
+        """mean_k z_k − max z."""
+        return self._axis.mean(self.values)  # pyright: ignore[reportArgumentType]
+
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError(
+            f'plan: class blocks know lse, dot, mass, mean, pick and log_prob of the logits, not {name}: plan="tokens"'
+        )
+
+    def _weighted(self, q: Target) -> Target:
+        return q if self._class_weights is None else q.weighted(self._class_weights)
+
+    def _unknown(self) -> Array:
+        return jnp.full(self.values.shape[:-1], jnp.nan, self.values.dtype)
+
+    def _linear(self, w: Array | None) -> Array:
+        """Σ_k w_k (z_k − max z)."""
+        if self._sums is None:
+            self._asked.weights.append(w)
+            return self._unknown()
+        self._answered[0] += 1
+        return fences.infinite(self._sums.linear[self._answered[0] - 1])
+
+    def _take(self, index: Array) -> Array:
+        """z_i − max z at classes (*batch, S) of this device; 0 − max z where it holds none of them."""
+        if self._sums is None:
+            self._asked.labels.append(index)
+            return jnp.full(index.shape, jnp.nan, self.values.dtype)
+        self._answered[1] += 1
+        return self._sums.picked[self._answered[1] - 1]
+
+
+@dataclass(frozen=True)
+class _BlockAxis(ClassAxis):
+    """A class axis whose sums over the logits are those of `BlockLogits`; over other values it is a `ClassAxis`."""
+
+    logits: Any = None
+
+    def sum(self, values: Any, q: Array | None) -> Array:
+        return self.logits._linear(q) if values is self.logits.values else super().sum(values, q)
+
+    def take(self, values: Any, labels: Array) -> Array:
+        if values is not self.logits.values:
+            return super().take(values, labels)
+        taken = self.logits._take(labels - self.start)
+        return taken - self.logits.shift[..., None]
+
+
+def on_blocks(
+    formula: Callable[..., Any],
+    blocks: Blocks,
+    layer: Layer,
+    operands: dict[str, Any],
+    *,
+    batch: tuple[int, ...],
+    rows: Array | None,
+    class_weights: Array | None,
+    class_axis_name: AxisName | None,
+    any_mode: bool,
+) -> Any:
+    """Returns formula(BlockLogits, **operands), for hidden (N, D) of tokens (*batch,)."""
+    size = blocks.parts * blocks.classes
+    axis = ClassAxis(size, where=layer.exists, rows=rows, class_axis_name=class_axis_name)
+    z = BlockLogits((*batch, size), checks.wide(layer.hidden.dtype), axis, class_weights)
+    try:
+        formula(z, **operands)
+    except TypeError as error:
+        raise TypeError(f'plan: class blocks cannot take this loss or target ({error}); use plan="tokens"') from error
+    count = len(layer.hidden)
+    weights = [None if w is None else _by_token(w, batch, count) for w in z._asked.weights]
+    labels = [jnp.clip(y, -1, size).astype(jnp.int32).reshape(count, y.shape[-1]) for y in z._asked.labels]
+    # All alike differ over the mesh axes of tokens and classes: gradients are summed over devices once, outside.
+    everywhere = frozenset().union(*(varying_axes(x) for x in jax.tree.leaves((layer, weights, labels))))
+    layer, weights, labels = _alike((layer, weights, labels), everywhere)
+    sums, masses = (sweep_in_any_mode if any_mode else sweep)(blocks, layer, weights, labels)
+    if class_axis_name is not None:
+        sums = _over_devices(axis, sums, masses)
+    z._sums = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), sums)
+    return formula(z, **operands)
+
+
+def _by_token(w: Array, batch: tuple[int, ...], count: int) -> Array:
+    """Weights (K,) as they are, else (N, K)."""
+    if w.size == w.shape[-1] and (w.ndim == 1 or count != 1):
+        return w.reshape(-1)
+    return jnp.broadcast_to(align(w, len(batch) + 1), (*batch, w.shape[-1])).reshape(count, -1)
+
+
+def _over_devices(axis: ClassAxis, sums: Sums, masses: Sequence[Array]) -> Sums:
+    """The sums over the classes of all devices, from those of each."""
+    top = -jax.lax.pmin(-jax.lax.stop_gradient(sums.top), axis.class_axis_name)
+    total = axis.psum(sums.total * jnp.exp(sums.top - top))
+    linear = tuple(axis.psum(x + m * (sums.top - top)) for x, m in zip(sums.linear, masses, strict=True))
+    return Sums(top, total, linear, [axis.psum(x) for x in sums.picked])

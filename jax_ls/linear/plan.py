@@ -1,0 +1,60 @@
+"""Which plan an output layer is computed by, and how large its chunks or blocks are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jax_ls import checks
+
+__all__ = ["Plan", "block_sizes", "chosen", "chunk_count"]
+
+Plan = Literal["auto", "tokens", "classes"]
+
+MANY_CLASSES = 2
+"""Class blocks from so many times more classes than tokens on."""
+
+
+def chosen(
+    plan: Plan, tokens: int, classes: int, kernel: DTypeLike, accumulate: DTypeLike, *, written_out: bool
+) -> str:
+    """Returns "tokens" or "classes".
+
+    Of D features, token chunks hold about D·K numbers for the kernel's gradient where its dtype is narrower than
+    `accumulate`, and about as many for the logits of a chunk. Class blocks hold D·N for the gradient of `hidden` and as many
+    for the logits of a block, and take a fourth product. So they are chosen for K ≥ 2 N, a narrow kernel, and a target
+    that is not written out for each token.
+    """
+    checks.check_option("plan", plan, ("auto", "tokens", "classes"))
+    if plan != "auto":
+        return plan
+    narrow = jnp.dtype(kernel).itemsize < jnp.dtype(accumulate).itemsize
+    return "classes" if narrow and not written_out and classes >= MANY_CLASSES * tokens else "tokens"
+
+
+def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None) -> int:
+    """Returns into how many chunks the tokens are cut.
+
+    By default the logits of a chunk are as many as the numbers of `hidden`, or half those of the kernel if that is more.
+    Smaller chunks would save little memory and spend their time on adding to the kernel's gradient.
+    """
+    if chunk_size is None:
+        chunk_size = max(tokens * features // classes, features // 2, 1)
+    fewest = max(1, -(-tokens // checks.check_size("chunk_size", chunk_size)))
+    # A divisor nearby leaves no ragged chunk to pad.
+    return next((count for count in range(fewest, 2 * fewest) if tokens % count == 0), fewest)
+
+
+def block_sizes(features: int, classes: int, parts: int, size: int | None) -> tuple[int, int]:
+    """Returns the classes of a block in each of `parts` parts of `classes` classes: elsewhere, and on TPU.
+
+    By default D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`, and D on TPU.
+    """
+    if size is None:
+        sizes = [max(128, size // 128 * 128) for size in (features // 2, features)]
+    else:
+        sizes = [checks.check_size("block_size", size)] * 2
+    elsewhere, on_tpu = (min(-(-size // parts), classes) for size in sizes)
+    return elsewhere, on_tpu
