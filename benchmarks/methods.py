@@ -43,7 +43,7 @@ def methods(labels: jax.Array, size: int) -> dict[str, Loss]:
         "+ max_suppression": lambda z: plain(z) + 0.1 * penalties.max_suppression(z),
         "+ margin": lambda z: plain(z) + 0.1 * penalties.margin(z),
         "+ conditional": lambda z: plain(z) + 0.1 * penalties.conditional(z),
-        "+ logit_norm": lambda z: plain(z) + 1e-3 * penalties.logit_norm(z),
+        "+ squared_logits": lambda z: plain(z) + 1e-3 * penalties.squared_logits(z),
         "+ z_loss": lambda z: plain(z) + 1e-4 * penalties.z_loss(z),
     }
     if size <= 4000:

@@ -12,6 +12,7 @@ from jax_ls.losses import (
 from jax_ls.reductions import mean, reduce
 from jax_ls.smoothing import smooth, smooth_binary_labels, smooth_labels
 from jax_ls.targets import Dense, OneHot, Rows, Sparse, Target, Uniform
+from jax_ls.variants import asymmetric_loss, bi_tempered_loss, focal_loss, logit_norm_loss, poly_loss
 
 __all__ = [
     "Dense",
@@ -21,15 +22,20 @@ __all__ = [
     "Target",
     "Uniform",
     "adaptive",
+    "asymmetric_loss",
+    "bi_tempered_loss",
     "calibration",
     "chunked_loss",
     "cross_entropy",
+    "focal_loss",
     "kl_divergence",
     "linear_cross_entropy",
+    "logit_norm_loss",
     "mean",
     "noise",
     "online",
     "penalties",
+    "poly_loss",
     "preferences",
     "priors",
     "reduce",

@@ -32,11 +32,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
-from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName, ClassAxis, align, class_axis_is_split, stand_in
+from jax_ls.algebra import Scaled, Sum, Target
+from jax_ls.class_axis import AxisName, ClassAxis, align, class_axis_is_split, multiply, stand_in
 from jax_ls.targets import Dense, OneHot, Uniform
 
-__all__ = ["Batch", "Formula", "Logits", "is_correct", "on_logits"]
+__all__ = ["Batch", "Formula", "Logits", "at_least", "at_most", "is_correct", "on_logits"]
 
 Formula = Callable[..., Any]
 
@@ -104,6 +104,28 @@ def is_correct(logits: ArrayLike, labels: Array, class_where: ArrayLike | None =
 
 def _is_likeliest(z: Logits, labels: Array) -> Array:
     return z.likeliest == labels
+
+
+@jax.custom_jvp
+def at_least(x: Array, low: Array) -> Array:
+    """Returns max(x, low) with the derivative of x: arithmetic, where a select would be written out."""
+    return jnp.maximum(x, low)
+
+
+@at_least.defjvp
+def _at_least_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    return at_least(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def at_most(x: Array, high: Array) -> Array:
+    """Returns min(x, high) with the derivative of x."""
+    return jnp.minimum(x, high)
+
+
+@at_most.defjvp
+def _at_most_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    return at_most(*primals), tangents[0]
 
 
 Sums = dict[str, Array]
@@ -251,6 +273,31 @@ class Logits:
         terms = term(z - top[..., None] if shifted else z, *(x[..., None] for x in shown))
         terms = terms if exists is None else jnp.where(exists, terms, 0)
         return _remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1))))
+
+    def expect(self, q: Target, term: Callable[..., Array], *rows: ArrayLike) -> Array:
+        """Returns Σ_k q_k term(log p_k, *rows), for what is linear in the target but not in the logits.
+
+        Takes one more pass over the logits for each part of the target that is not a label, and none for labels.
+
+        Args:
+          q: a target.
+          term: an elementwise function of log p and of each of `rows`; finite for log p from −1e30 to 0.
+          rows: numbers () or (*batch,).
+        """
+        if isinstance(q, Sum):
+            return self.expect(q.left, term, *rows) + self.expect(q.right, term, *rows)
+        if isinstance(q, Scaled):
+            return multiply(q.weight.astype(self.dtype), self.expect(q.target, term, *rows))
+        if isinstance(q, OneHot):
+            # The mass of a label is the weight of its class.
+            of_label = term(at_least(self.log_prob(q.labels), jnp.asarray(-1e30, self.dtype)), *rows)
+            return self.mass(q) * fences.infinite(of_label)
+        probs = self.probs(q if self._class_weights is None else self._weighted(q))
+
+        def weighted(d: Array, log_total: Array, low: Array, *rows: Array) -> Array:
+            return term(at_least(d - log_total, low), *rows) * probs
+
+        return fences.infinite(self.sum(weighted, self.log_total, -1e30, *rows))
 
     def log_sum(self, weights: Array) -> Array:
         """Returns log Σ_k w_k exp(z_k) − max z for weights (*batch, K) or (K,) of no negative entry."""

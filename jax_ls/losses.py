@@ -20,10 +20,12 @@ from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth
 from jax_ls.targets import as_target
 
 __all__ = [
+    "as_loss_target",
     "cross_entropy",
     "kl_divergence",
     "sigmoid_cross_entropy",
     "smoothed_cross_entropy",
+    "smoothed_target",
     "with_label_smoothing",
 ]
 
@@ -77,7 +79,7 @@ def cross_entropy(
       Szegedy et al., Rethinking the Inception Architecture, 2016; z-loss: Chowdhery et al., PaLM, 2022.
     """
     batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
-    q = _as_target(batch, target)
+    q = as_loss_target(batch, target)
     return batch.ignoring(q, ignore_index).apply(_cross_entropy, target=q)
 
 
@@ -113,7 +115,7 @@ def kl_divergence(
       Raffel et al., T5, 2020; Rush, The Annotated Transformer, 2018.
     """
     batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
-    q = _as_target(batch, target)
+    q = as_loss_target(batch, target)
     return batch.ignoring(q, ignore_index).apply(_kl_divergence, target=q)
 
 
@@ -160,18 +162,32 @@ def smoothed_cross_entropy(
       Help?, 2019.
     """
     batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
-    hard = _as_target(batch, labels, "labels")
+    batch, _, target = smoothed_target(batch, labels, smoothing, prior, spread, ignore_index)
+    return batch.apply(_cross_entropy, target=target)
+
+
+
+def smoothed_target(
+    batch: Batch,
+    labels: Target | ArrayLike,
+    smoothing: ArrayLike,
+    prior: Prior | None,
+    spread: Spread,
+    ignore_index: int | None,
+) -> tuple[Batch, Target, Target]:
+    """Returns the batch without the examples to ignore, the labels as a target, and that target smoothed."""
+    hard = as_loss_target(batch, labels, "labels")
     # A uniform prior takes its classes from the loss.
     kept = None if prior is None else batch.class_where
     if prior is not None and not isinstance(prior, Target):
         prior = checks.as_class_values("prior", prior)
         checks.assert_class_values("prior", prior, batch.logits)
     target = smooth(hard, smoothing, prior=prior, spread=spread, class_where=kept)
-    return batch.ignoring(hard, ignore_index).apply(_cross_entropy, target=target)
+    return batch.ignoring(hard, ignore_index), hard, target
 
 
-def _as_target(batch: Batch, x: Target | ArrayLike, name: str = "target") -> Target:
-    """A target, integers (*batch,), or probabilities in the shape of the logits as they were given."""
+def as_loss_target(batch: Batch, x: Target | ArrayLike, name: str = "target") -> Target:
+    """Returns a target: of a target, integers (*batch,), or probabilities in the shape of the logits as given."""
     if isinstance(x, Target):
         return x
     array = checks.as_array(name, x)
@@ -186,6 +202,7 @@ def sigmoid_cross_entropy(
     smoothing: ArrayLike = 0.0,
     *,
     prior: ArrayLike = 0.5,
+    pos_weight: ArrayLike | None = None,
     where: ArrayLike | None = None,
 ) -> Array:
     """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
@@ -195,6 +212,7 @@ def sigmoid_cross_entropy(
       labels: y, in the shape of the logits; 0 and 1, or probabilities.
       smoothing: ε, broadcastable to the labels.
       prior: what a label is drawn to, broadcastable to the labels; see `smooth_binary_labels`.
+      pos_weight: multiplies the first term, −q log σ(z); broadcastable to the labels. PyTorch and timm have it too.
       where: booleans in the shape of the logits, the elements that count; elsewhere loss and gradient are 0.
 
     Returns:
@@ -221,8 +239,10 @@ def sigmoid_cross_entropy(
         where = checks.as_where("where", where, z.shape)
         smoothing, prior = checks.as_broadcast("smoothing", smoothing, z), checks.as_broadcast("prior", prior, z)
         z, y, smoothing, prior = (jnp.where(where, x, 0) for x in (z, y, smoothing, prior))
+    weight = None if pos_weight is None else checks.as_broadcast("pos_weight", pos_weight, z)
     q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
-    losses = multiply(q, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+    positive = q if weight is None else q * (weight if where is None else jnp.where(where, weight, 0))
+    losses = multiply(positive, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
     return losses if where is None else jnp.where(where, losses, 0)
 
 

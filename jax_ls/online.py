@@ -5,6 +5,8 @@
     state = online.update(state, logits, labels)             # each step
     state = online.next_epoch(state)                         # each epoch
 
+`average_predictions` keeps one prediction for each example instead of one for each class.
+
 That is the published loss, ½ CE(z, δ_y) + ½ CE(z, S_y), where S_y is row y of the matrix of the epoch before. State in,
 state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree.
 """
@@ -18,13 +20,13 @@ from jax.sharding import NamedSharding
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
-from jax_ls.class_axis import AxisName
-from jax_ls.logits import is_correct
+from jax_ls.class_axis import AxisName, align
+from jax_ls.logits import Logits, is_correct, on_logits
 from jax_ls.reductions import sum_over_devices
 from jax_ls.running_sums import accumulate, as_running, sums_by_row
 from jax_ls.targets import Rows
 
-__all__ = ["OnlineState", "init", "next_epoch", "target", "update"]
+__all__ = ["OnlineState", "average_predictions", "init", "next_epoch", "target", "update"]
 
 Array = jax.typing.ArrayLike
 
@@ -214,6 +216,73 @@ def target(state: OnlineState, labels: Array) -> Rows:
       [1.3863]
     """
     return Rows(jax.lax.stop_gradient(state.matrix), jnp.asarray(labels))
+
+
+def average_predictions(
+    averages: Array,
+    indices: Array,
+    logits: Array,
+    *,
+    decay: Array = 0.7,
+    where: Array | None = None,
+    class_where: Array | None = None,
+    class_axis_name: AxisName | None = None,
+) -> jax.Array:
+    """Returns the running mean prediction of each example, after one more batch: t_i <- ρ t_i + (1 − ρ) p_i.
+
+    At ρ = 0 it is the last prediction, the teacher of self-distillation by the epoch before. Begin with
+    `jnp.zeros((num_examples, K))`: from zeros the mass of a row grows to 1 as it learns. Only the rows of the batch
+    move; donate the array to `jit`, which then updates it in place.
+
+    Args:
+      averages: t, real numbers (N, K), a row for each example of the data.
+      indices: integers (*batch,), which examples these are. One outside [0, N) is left out.
+      logits: z, real numbers (*batch, K); constants for differentiation.
+      decay: ρ in [0, 1), a number, traced or not.
+      where: boolean (*batch,), the examples that count. Of an example that a batch has twice, one counts.
+      class_where: boolean (K,) or (*batch, K), the classes that exist.
+      class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; t comes as the local slice.
+
+    Returns:
+      An array (N, K) in the dtype of `averages`.
+
+    Raises:
+      ValueError: a concrete ρ outside [0, 1).
+
+    Example:
+      >>> from jax_ls import online
+      >>> averages = jnp.zeros((3, 2))
+      >>> online.average_predictions(averages, jnp.array([1]), jnp.zeros((1, 2)), decay=0.5).tolist()
+      [[0.0, 0.0], [0.25, 0.25], [0.0, 0.0]]
+
+    References:
+      Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, 2017; Liu et al., Early-Learning Regularization,
+      2020; ρ = 0: Kim et al., Self-Knowledge Distillation with Progressive Refinement of Targets, 2021.
+    """
+    old = checks.as_array("averages", averages)
+    checks.assert_kind("averages", old, float, "real numbers (N, K)")
+    checks.assert_rank("averages", old, 2, "real numbers (N, K)")
+    z = jax.lax.stop_gradient(checks.as_logits("logits", logits))
+    checks.assert_num_classes("logits", z, old.shape[-1])
+    index = checks.as_batch_labels("indices", indices, z.shape[:-1])
+    rho = checks.as_parameter("decay", decay, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
+    rho = checks.as_scalar("decay", rho)
+    if where is not None:
+        index = jnp.where(checks.as_where("where", where, index.shape), index, -1)
+    lse = on_logits(_lse, z, class_where=class_where, class_axis_name=class_axis_name)
+    p = jnp.exp(z.astype(lse.dtype) - lse[..., None])
+    if class_where is not None:
+        exists = checks.as_class_where("class_where", class_where)
+        p = jnp.where(align(exists, p.ndim), p, 0)
+    # A negative row would count from the end; one beyond the last is dropped.
+    index = jnp.where((index >= 0) & (index < old.shape[0]), index, old.shape[0])
+    before = old.at[index].get(mode="fill", fill_value=0).astype(p.dtype)
+    moved = rho.astype(p.dtype) * before + (1 - rho.astype(p.dtype)) * p
+    return old.at[index].set(moved.astype(old.dtype), mode="drop")
+
+
+def _lse(z: Logits) -> jax.Array:
+    return z.lse
 
 
 def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:

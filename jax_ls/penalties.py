@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jax_ls import checks
 from jax_ls.algebra import Restricted, Target
 from jax_ls.class_axis import AxisName
-from jax_ls.logits import Logits, on_logits
+from jax_ls.logits import Logits, at_least, at_most, on_logits
 from jax_ls.smoothing import Prior
 from jax_ls.targets import Uniform, as_target
 
@@ -24,9 +24,9 @@ __all__ = [
     "conditional",
     "confidence_penalty",
     "jensen",
-    "logit_norm",
     "margin",
     "max_suppression",
+    "squared_logits",
     "z_loss",
 ]
 
@@ -141,12 +141,12 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
     u = z.probs(prior)
 
     def term(d, log_total, c, per_c, scale, ends, flip, u_is_a, p_is_a, high, low, zero):
-        log_p = _at_least(d - log_total, low)
+        log_p = at_least(d - log_total, low)
         p = jnp.exp(log_p)
         s = flip * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
         # An exponent of 60 is as good as more, and its derivative too, but where c is 0: there s counts in full, and
         # a (log m) / c is b − a.
-        e = _at_most(s, high)
+        e = at_most(s, high)
         beyond = jax.lax.stop_gradient(ends * jnp.maximum(s - high, zero))
         log_m = jnp.log1p(c * jnp.expm1(e))
         a, b = u_is_a * u + p_is_a * p, p_is_a * u + u_is_a * p
@@ -300,7 +300,7 @@ def _conditional(z: Logits, margin: Array, over: Array, under: Array) -> Array:
     return over * jnp.square(jax.nn.relu(z.top - margin)) + under * depths / others
 
 
-def logit_norm(
+def squared_logits(
     logits: ArrayLike,
     *,
     where: ArrayLike | None = None,
@@ -308,7 +308,7 @@ def logit_norm(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """½ ‖z‖², over the classes that exist. Not the LogitNorm loss (Wei et al. 2022), which divides z by its norm.
+    """½ ‖z‖², over the classes that exist. LogitNorm, which divides z by its norm, is `jax_ls.logit_norm_loss`.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -319,14 +319,14 @@ def logit_norm(
 
     Example:
       >>> from jax_ls import penalties
-      >>> print(penalties.logit_norm(jnp.array([[3.0, 4.0]])))
+      >>> print(penalties.squared_logits(jnp.array([[3.0, 4.0]])))
       [12.5]
 
     References:
       Kornblith et al., Why Do Better Loss Functions Lead to Less Transferable Features?, 2021 (logit penalty).
     """
     return on_logits(
-        _logit_norm,
+        _squared_logits,
         logits,
         where=where,
         class_where=class_where,
@@ -335,7 +335,7 @@ def logit_norm(
     )
 
 
-def _logit_norm(z: Logits) -> Array:
+def _squared_logits(z: Logits) -> Array:
     return z.sum(jnp.square, shifted=False) / 2
 
 
@@ -376,25 +376,3 @@ def z_loss(
 
 def _z_loss(z: Logits) -> Array:
     return jnp.square(z.lse)
-
-
-@jax.custom_jvp
-def _at_least(x: Array, low: Array) -> Array:
-    """max(x, low), with the derivative of x: arithmetic, where a select would be written out."""
-    return jnp.maximum(x, low)
-
-
-@_at_least.defjvp
-def _at_least_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    return _at_least(*primals), tangents[0]
-
-
-@jax.custom_jvp
-def _at_most(x: Array, high: Array) -> Array:
-    """min(x, high), with the derivative of x."""
-    return jnp.minimum(x, high)
-
-
-@_at_most.defjvp
-def _at_most_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    return _at_most(*primals), tangents[0]

@@ -23,6 +23,7 @@ CONTRACT = {
     *["Target", "OneHot", "Uniform", "Dense", "Rows", "Sparse"],
     *["smooth", "smooth_labels", "smooth_binary_labels"],
     *["cross_entropy", "smoothed_cross_entropy", "kl_divergence", "sigmoid_cross_entropy", "with_label_smoothing"],
+    *["focal_loss", "poly_loss", "logit_norm_loss", "bi_tempered_loss", "asymmetric_loss"],
     *["mean", "reduce"],
 }
 
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "logits": CORE,
     "smoothing": CORE,
     "losses": f"{CORE} logits smoothing",
+    "variants": f"{CORE} logits smoothing losses",
     "reductions": "checks class_axis",
     "linear": f"{CORE} smoothing losses reductions",
     "schedules": "checks",

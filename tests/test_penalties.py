@@ -55,7 +55,7 @@ PENALTIES = {
         lambda z, b: reference_noise.conditional(z, 0.5, b, 0.25),
         1.5,
     ),
-    "norm": (lambda z, b, **kw: b * penalties.logit_norm(z, **kw), lambda z, b: b * reference_noise.logit_norm(z), 1.0),
+    "norm": (lambda z, b, **kw: b * penalties.squared_logits(z, **kw), lambda z, b: b * reference_noise.logit_norm(z), 1.0),
     "z": (lambda z, b, **kw: b * penalties.z_loss(z, **kw), lambda z, b: b * reference_noise.z_loss(z), 1.0),
 }
 INVARIANT = [name for name in PENALTIES if name not in ("conditional", "norm", "z")]
@@ -242,7 +242,7 @@ BAD = {
     "threshold: expected": lambda: penalties.confidence_penalty(Z, 1.0, threshold=jnp.ones((3, 4))),
     "margin: expected real numbers|margin: expected a number": lambda: penalties.margin(Z, "wide"),
     "logits: expected real numbers": lambda: penalties.max_suppression(jnp.zeros((3, 4), int)),
-    "where: expected booleans": lambda: penalties.logit_norm(Z, where=jnp.ones(4, bool)),
+    "where: expected booleans": lambda: penalties.squared_logits(Z, where=jnp.ones(4, bool)),
     "axis: expected one of": lambda: penalties.z_loss(Z, axis=2),
 }
 

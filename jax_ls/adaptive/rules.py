@@ -11,7 +11,7 @@ from jax_ls import checks
 from jax_ls.class_axis import AxisName, flat, multiply
 from jax_ls.logits import Logits, on_logits
 
-__all__ = ["beta", "confidence", "entropy", "margin", "uncertainty"]
+__all__ = ["beta", "confidence", "entropy", "focal_gamma", "margin", "uncertainty"]
 
 
 def confidence(
@@ -196,6 +196,58 @@ def _entropy(z: Logits, smoothing: Array) -> Array:
     # One class leaves nothing to doubt. Rounding does not take H beyond log K.
     most = jnp.log(jnp.where(z.num_classes > 1, z.num_classes, jnp.e))
     return smoothing.astype(z.dtype) * jnp.maximum(1 - jax.lax.stop_gradient(z.entropy()) / most, 0)
+
+
+def focal_gamma(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    threshold: ArrayLike = 0.2,
+    *,
+    below: ArrayLike = 5.0,
+    above: ArrayLike = 3.0,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
+    axis: int = -1,
+    class_axis_name: AxisName | None = None,
+) -> Array:
+    """Returns γ for `focal_loss` by p_y: a large one for labels that the model does not believe yet, FLSD-53.
+
+    γ = 5 where p_y < 0.2, else 3.
+
+    Args:
+      logits: z, real numbers with K classes on `axis`; constants for differentiation.
+      labels: y, integers (*batch,).
+      threshold: the p_y that divides them, () or (*batch,).
+      below, above: γ on either side, () or (*batch,).
+      where, class_where, axis, class_axis_name: as in `confidence`.
+
+    Returns:
+      γ of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
+
+    Example:
+      >>> from jax_ls import adaptive
+      >>> logits, labels = jnp.log(jnp.array([[0.9, 0.1], [0.9, 0.1]])), jnp.array([0, 1])
+      >>> adaptive.focal_gamma(logits, labels).tolist()
+      [3.0, 5.0]
+
+    References:
+      Mukhoti et al., Calibrating Deep Neural Networks using Focal Loss, 2020.
+    """
+    return on_logits(
+        _focal_gamma,
+        logits,
+        {"labels": checks.as_labels("labels", labels), "threshold": threshold, "below": below, "above": above},
+        where=where,
+        class_where=class_where,
+        axis=axis,
+        class_axis_name=class_axis_name,
+    )
+
+
+def _focal_gamma(z: Logits, labels: Array, threshold: Array, below: Array, above: Array) -> Array:
+    threshold, below, above = (x.astype(z.dtype) for x in (threshold, below, above))
+    p = jnp.exp(jax.lax.stop_gradient(z.log_prob(labels)))
+    return jnp.where(p < threshold, below, above) + 0 * p
 
 
 def beta(

@@ -19,7 +19,7 @@ from jax_ls.noise.labels import as_matrix, as_rate, assert_one_given
 from jax_ls.smoothing import smooth
 from jax_ls.targets import OneHot, Rows
 
-__all__ = ["backward_correction", "bootstrap", "forward_correction", "label_relaxation"]
+__all__ = ["backward_correction", "bootstrap", "forward_correction", "label_relaxation", "open_labels"]
 
 
 def forward_correction(
@@ -66,7 +66,7 @@ def forward_correction(
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017; Lukasik et al., Does Label Smoothing
       Mitigate Label Noise?, 2020 (symmetric).
     """
-    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
+    batch, y = open_labels(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     assert_one_given("resample_rate", resample_rate, matrix)
     if matrix is None:
         return batch.apply(_forward, y=y, alpha=as_rate("resample_rate", resample_rate, y.shape))
@@ -127,7 +127,7 @@ def backward_correction(
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017; Lukasik et al., Does Label Smoothing
       Mitigate Label Noise?, 2020.
     """
-    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
+    batch, y = open_labels(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     assert_one_given("resample_rate", resample_rate, matrix)
     if matrix is None:
         rate = as_rate("resample_rate", resample_rate, y.shape)
@@ -179,7 +179,7 @@ def label_relaxation(
     References:
       Lienen and Hüllermeier, From Label Smoothing to Label Relaxation, 2021.
     """
-    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
+    batch, y = open_labels(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     return batch.apply(_label_relaxation, y=y, alpha=as_rate("relaxation", relaxation, y.shape))
 
 
@@ -233,7 +233,7 @@ def bootstrap(
     References:
       Reed et al., Training Deep Neural Networks on Noisy Labels with Bootstrapping, 2014.
     """
-    batch, y = _open(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
+    batch, y = open_labels(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     checks.check_option("kind", kind, ("soft", "hard"))
     beta = checks.as_batch_numbers("beta", beta, batch.shape)
     return batch.apply(_soft_bootstrap if kind == "soft" else _hard_bootstrap, y=y, beta=beta)
@@ -249,7 +249,7 @@ def _hard_bootstrap(z: Logits, y: Array, beta: Array) -> Array:
     return -beta * z.log_prob(y) - (1 - beta) * z.log_prob(z.likeliest)
 
 
-def _open(
+def open_labels(
     logits: ArrayLike,
     labels: ArrayLike,
     where: ArrayLike | None,
@@ -259,7 +259,7 @@ def _open(
     axis: int,
     class_axis_name: AxisName | None,
 ) -> tuple[Batch, Array]:
-    """The batch of logits, and its integer labels."""
+    """Returns the batch of logits, and its integer labels."""
     batch = Batch.of(logits, where, class_where, None, z_loss, axis, class_axis_name)
     y = checks.as_batch_labels("labels", labels, batch.shape)
     return batch.ignoring(OneHot(y), ignore_index), y

@@ -2,10 +2,10 @@
 
 One vector (K,) for all labels: `unigram`. A table (K, K), made once, whose row y is the u of label y, for
 `prior=Rows(table, labels)`: `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`, `geometric`. A `Target` of its
-own for each example: `neighbors`, `spatial`, `teacher`, `mix`.
+own for each example: `neighbors`, `spatial`, `teacher`, `mix`. `logit_adjustment` is no u: it goes on the logits.
 """
 
-from jax_ls.priors.classes import hierarchy, mix, similarity, teacher, tree_distances, unigram
+from jax_ls.priors.classes import hierarchy, logit_adjustment, mix, similarity, teacher, tree_distances, unigram
 from jax_ls.priors.neighborhoods import neighbors, spatial
 from jax_ls.priors.ordinal import binomial, gaussian, geometric, sord
 
@@ -14,6 +14,7 @@ __all__ = [
     "gaussian",
     "geometric",
     "hierarchy",
+    "logit_adjustment",
     "mix",
     "neighbors",
     "similarity",

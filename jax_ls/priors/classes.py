@@ -11,7 +11,7 @@ from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.targets import Dense, as_target
 
-__all__ = ["hierarchy", "mix", "similarity", "teacher", "tree_distances", "unigram"]
+__all__ = ["hierarchy", "logit_adjustment", "mix", "similarity", "teacher", "tree_distances", "unigram"]
 
 
 def unigram(
@@ -47,15 +47,8 @@ def unigram(
       Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017; the temperature:
       Meister et al., Generalized Entropy Regularization, 2020.
     """
-    if not isinstance(counts, jax.Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
-        counts = np.asarray(counts, float)  # words are counted past 2³¹
-    n = checks.as_amount("counts", counts)
-    checks.assert_rank("counts", n, 1, "(K,), one number a class")
-    if not n.size:
-        raise ValueError(f"counts: expected at least one class, got {checks.describe(n)}")
-    pseudo = checks.as_scalar("pseudo_count", checks.as_amount("pseudo_count", pseudo_count))
     temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
-    n = n + pseudo.astype(n.dtype)
+    n = _counted(counts, pseudo_count)
     if class_where is not None:
         n = jnp.where(checks.as_where("class_where", class_where, n.shape), n, 0)
     top = checks.as_positive("the largest of counts", jax.lax.stop_gradient(jnp.max(n)))
@@ -63,6 +56,42 @@ def unigram(
     weights = (n / top) ** (1 / temperature.astype(n.dtype))
     weights = jnp.where(jnp.isnan(temperature), jnp.nan, weights)  # 1 to the power NaN is 1
     return weights / jnp.sum(weights)
+
+
+def logit_adjustment(
+    counts: jax.typing.ArrayLike,
+    *,
+    strength: jax.typing.ArrayLike = 1.0,
+    pseudo_count: jax.typing.ArrayLike = 0.0,
+) -> jax.Array:
+    """Returns τ log π_k, π_k = N_k / Σ N: what is added to the logits in training on classes of unequal frequency.
+
+    The loss of `logits + logit_adjustment(counts)` makes the plain logits rank classes as if they were equally
+    frequent; keep the addition out of prediction. Or train plainly and subtract it there.
+
+    Args:
+      counts: N, (K,) numbers > 0, of any size. May be traced; NaN there if not positive.
+      strength: τ, a number; 1 is the correction for the balanced error.
+      pseudo_count: a number ≥ 0 added to each count, for classes without examples.
+
+    Returns:
+      An array (K,), in float32 or wider; `.astype(logits.dtype)` for logits in half precision.
+
+    Raises:
+      ValueError: counts that are negative or not finite, or 0 without a pseudo-count.
+
+    Example:
+      >>> from jax_ls import priors
+      >>> priors.logit_adjustment(jnp.array([90, 10])).round(4).tolist()
+      [-0.1054, -2.3026]
+
+    References:
+      Menon et al., Long-tail Learning via Logit Adjustment, 2021; Ren et al., Balanced Meta-Softmax, 2020.
+    """
+    n = checks.as_positive("counts", _counted(counts, pseudo_count))
+    strength = checks.as_scalar("strength", checks.as_weight("strength", strength)).astype(n.dtype)
+    top = jnp.max(n)
+    return strength * (jnp.log(n / top) - jnp.log(jnp.sum(n / top)))
 
 
 def similarity(
@@ -251,6 +280,17 @@ def mix(target_a: Any, target_b: Any, lam: jax.typing.ArrayLike) -> Target:
     """
     lam = checks.as_weight("lam", lam)
     return lam * as_target(target_a) + (1 - lam) * as_target(target_b)
+
+
+def _counted(counts: Any, pseudo_count: Any) -> jax.Array:
+    """Counts (K,), each with the pseudo-count added to it."""
+    if not isinstance(counts, jax.Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
+        counts = np.asarray(counts, float)  # words are counted past 2³¹
+    n = checks.as_amount("counts", counts)
+    checks.assert_rank("counts", n, 1, "(K,), one number a class")
+    if not n.size:
+        raise ValueError(f"counts: expected at least one class, got {checks.describe(n)}")
+    return n + checks.as_scalar("pseudo_count", checks.as_amount("pseudo_count", pseudo_count)).astype(n.dtype)
 
 
 def _path(up: np.ndarray, node: int) -> list[int]:
