@@ -1,6 +1,18 @@
 """Label smoothing for JAX: targets, losses and reductions as pure functions."""
 
-from jax_ls import adaptive, calibration, noise, online, penalties, preferences, priors, schedules, sweeps, values
+from jax_ls import (
+    adaptive,
+    calibration,
+    mixing,
+    noise,
+    online,
+    penalties,
+    preferences,
+    priors,
+    schedules,
+    sweeps,
+    values,
+)
 from jax_ls.linear import chunked_loss, linear_cross_entropy
 from jax_ls.losses import (
     cross_entropy,
@@ -10,6 +22,7 @@ from jax_ls.losses import (
     with_label_smoothing,
 )
 from jax_ls.reductions import mean, reduce
+from jax_ls.sequences import smoothed_ctc_loss
 from jax_ls.smoothing import smooth, smooth_binary_labels, smooth_labels
 from jax_ls.targets import Dense, OneHot, Rows, Sparse, Target, Uniform
 from jax_ls.variants import asymmetric_loss, bi_tempered_loss, focal_loss, logit_norm_loss, poly_loss
@@ -32,6 +45,7 @@ __all__ = [
     "linear_cross_entropy",
     "logit_norm_loss",
     "mean",
+    "mixing",
     "noise",
     "online",
     "penalties",
@@ -45,6 +59,7 @@ __all__ = [
     "smooth_binary_labels",
     "smooth_labels",
     "smoothed_cross_entropy",
+    "smoothed_ctc_loss",
     "sweeps",
     "values",
     "with_label_smoothing",

@@ -166,7 +166,6 @@ def smoothed_cross_entropy(
     return batch.apply(_cross_entropy, target=target)
 
 
-
 def smoothed_target(
     batch: Batch,
     labels: Target | ArrayLike,

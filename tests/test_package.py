@@ -24,6 +24,7 @@ CONTRACT = {
     *["smooth", "smooth_labels", "smooth_binary_labels"],
     *["cross_entropy", "smoothed_cross_entropy", "kl_divergence", "sigmoid_cross_entropy", "with_label_smoothing"],
     *["focal_loss", "poly_loss", "logit_norm_loss", "bi_tempered_loss", "asymmetric_loss"],
+    *["smoothed_ctc_loss", "mixing"],
     *["mean", "reduce"],
 }
 
@@ -40,6 +41,8 @@ MAY_IMPORT = {
     "smoothing": CORE,
     "losses": f"{CORE} logits smoothing",
     "variants": f"{CORE} logits smoothing losses",
+    "sequences": f"{CORE} losses smoothing",
+    "mixing": "checks targets",
     "reductions": "checks class_axis",
     "linear": f"{CORE} smoothing losses reductions",
     "schedules": "checks",

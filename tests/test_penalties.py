@@ -55,7 +55,11 @@ PENALTIES = {
         lambda z, b: reference_noise.conditional(z, 0.5, b, 0.25),
         1.5,
     ),
-    "norm": (lambda z, b, **kw: b * penalties.squared_logits(z, **kw), lambda z, b: b * reference_noise.logit_norm(z), 1.0),
+    "norm": (
+        lambda z, b, **kw: b * penalties.squared_logits(z, **kw),
+        lambda z, b: b * reference_noise.logit_norm(z),
+        1.0,
+    ),
     "z": (lambda z, b, **kw: b * penalties.z_loss(z, **kw), lambda z, b: b * reference_noise.z_loss(z), 1.0),
 }
 INVARIANT = [name for name in PENALTIES if name not in ("conditional", "norm", "z")]

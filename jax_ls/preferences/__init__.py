@@ -1,14 +1,16 @@
 """Reinforcement learning from comparisons: which of two answers is better, when some of the comparisons are wrong.
 
-A comparison is a binary label, and each loss here is `sigmoid_cross_entropy` of a difference of rewards. With ε as the
-share of flipped pairs, smoothing by ε makes it conservative, and by −ε/(1−2ε) unbiased. Policies are in
-`policies.py`.
+A comparison is a binary label, and a loss here is `sigmoid_cross_entropy` of a difference of rewards, or a cousin of it
+(`exo_pair`, `ipo`). With ε as the share of flipped pairs, smoothing by ε makes it conservative, and by −ε/(1−2ε)
+unbiased. Policies are in `policies.py`.
 """
 
 from jax_ls.preferences.losses import (
     Preference,
     bradley_terry,
     dpo,
+    exo_pair,
+    ipo,
     robust_dpo,
     robust_smoothing,
     sequence_log_probability,
@@ -21,6 +23,8 @@ __all__ = [
     "dirichlet_noise",
     "dpo",
     "epsilon_greedy",
+    "exo_pair",
+    "ipo",
     "robust_dpo",
     "robust_smoothing",
     "sequence_log_probability",

@@ -11,7 +11,16 @@ from jax_ls.class_axis import AxisName
 from jax_ls.linear.output_layer import linear_cross_entropy
 from jax_ls.losses import cross_entropy, sigmoid_cross_entropy
 
-__all__ = ["Preference", "bradley_terry", "dpo", "robust_dpo", "robust_smoothing", "sequence_log_probability"]
+__all__ = [
+    "Preference",
+    "bradley_terry",
+    "dpo",
+    "exo_pair",
+    "ipo",
+    "robust_dpo",
+    "robust_smoothing",
+    "sequence_log_probability",
+]
 
 Array = jax.typing.ArrayLike
 
@@ -112,20 +121,99 @@ def dpo(
       Rafailov et al., Direct Preference Optimization, 2023; Mitchell, A Note on DPO with Noisy Preferences and
       Relationship to IPO, 2023.
     """
-    chosen, rejected, chosen_before, rejected_before = _pairs(
-        policy_chosen=policy_chosen,
-        policy_rejected=policy_rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
-    )
-    factor = checks.as_broadcast("beta", as_positive("beta", beta), chosen)
-    gains = chosen - chosen_before, rejected - rejected_before
+    better, worse, where = _rewards(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where)
+    return _preference(bradley_terry(better, worse, smoothing, where=where), better, worse)
+
+
+def exo_pair(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    *,
+    beta: Array = 0.1,
+    smoothing: Array = 1e-3,
+    where: Array | None = None,
+) -> Preference:
+    """EXO on pairs: the reverse divergence KL(p ‖ (1 − ε, ε)) of p = σ(h), h the difference of implicit rewards.
+
+    σ(h) log(σ(h) / (1 − ε)) + σ(−h) log(σ(−h) / ε): where DPO covers the smoothed preference, this seeks it. Least, 0,
+    at h = log((1−ε)/ε), as `dpo`.
+
+    Args:
+      policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where: as in `dpo`.
+      smoothing: ε in (0, 1), () or (*batch,). May be traced; NaN there if outside.
+
+    Returns:
+      A `Preference`.
+
+    Raises:
+      AssertionError, TypeError: as `dpo`.
+      ValueError: ε outside (0, 1); a β that is not positive.
+
+    Example:
+      >>> from jax_ls.preferences import exo_pair
+      >>> pair = jnp.array([-10.0]), jnp.array([-30.0]), jnp.array([-20.0]), jnp.array([-20.0])
+      >>> print(exo_pair(*pair, smoothing=0.1).loss.round(4))
+      [0.0019]
+
+    References:
+      Ji et al., Towards Efficient Exact Optimization of Language Model Alignment, 2024.
+    """
+    better, worse, where = _rewards(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where)
+    epsilon = as_parameter("smoothing", smoothing, lambda x: (x > 0) & (x < 1), "numbers in (0, 1)")
+    epsilon = checks.as_broadcast("smoothing", epsilon, better)
     if where is not None:
-        where = checks.as_where("where", where, chosen.shape)
-        gains = tuple(jnp.where(where, x, 0) for x in gains)
-    better, worse = (factor * x for x in gains)
-    accuracy = (better > worse).astype(better.dtype)
-    return Preference(bradley_terry(better, worse, smoothing, where=where), better, worse, accuracy)
+        epsilon = jnp.where(where, epsilon, 0.5)
+    h = better - worse
+    wins, loses = -jax.nn.softplus(-h), -jax.nn.softplus(h)
+    losses = jnp.exp(wins) * (wins - jnp.log1p(-epsilon)) + jnp.exp(loses) * (loses - jnp.log(epsilon))
+    return _preference(losses if where is None else jnp.where(where, losses, 0), better, worse)
+
+
+def ipo(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    *,
+    beta: Array = 0.1,
+    smoothing: Array = 0.0,
+    where: Array | None = None,
+) -> Preference:
+    """Identity preference optimisation: (1−ε) (h − 1/2β)² + ε (h + 1/2β)², h the difference of log π − log π_ref.
+
+    Bounded differences even where a pair is always won: least at h = (1 − 2ε) / 2β. Plain IPO is ε = 0.
+
+    Args:
+      policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where: as in `dpo`; β is the τ of the
+        paper.
+      smoothing: ε, () or (*batch,); any sign, may be traced.
+
+    Returns:
+      A `Preference`, its rewards times β as in `dpo`.
+
+    Raises:
+      AssertionError, TypeError: as `dpo`.
+      ValueError: a β that is not positive.
+
+    Example:
+      >>> from jax_ls.preferences import ipo
+      >>> pair = jnp.array([-10.0]), jnp.array([-12.0]), jnp.array([-20.0]), jnp.array([-20.0])
+      >>> ipo(*pair, beta=0.125).loss.tolist()
+      [4.0]
+
+    References:
+      Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2024.
+    """
+    better, worse, where = _rewards(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where)
+    factor = checks.as_broadcast("beta", as_positive("beta", beta), better)
+    epsilon = checks.as_broadcast("smoothing", smoothing, better)
+    if where is not None:
+        factor, epsilon = jnp.where(where, factor, 1), jnp.where(where, epsilon, 0)
+    h, half = (better - worse) / factor, 0.5 / factor
+    losses = (1 - epsilon) * jnp.square(h - half) + epsilon * jnp.square(h + half)
+    return _preference(losses if where is None else jnp.where(where, losses, 0), better, worse)
 
 
 def robust_dpo(
@@ -255,6 +343,35 @@ def sequence_log_probability(
             class_axis_name=class_axis_name,
         )
     return -jnp.sum(losses, axis=-1)
+
+
+def _rewards(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    beta: Array,
+    where: Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Implicit rewards β (log π − log π_ref) of both answers, 0 for pairs that do not count, and which count."""
+    chosen, rejected, chosen_before, rejected_before = _pairs(
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
+    factor = checks.as_broadcast("beta", as_positive("beta", beta), chosen)
+    gains = chosen - chosen_before, rejected - rejected_before
+    if where is not None:
+        where = checks.as_where("where", where, chosen.shape)
+        gains = tuple(jnp.where(where, x, 0) for x in gains)
+        factor = jnp.where(where, factor, 1)
+    better, worse = (factor * x for x in gains)
+    return better, worse, where
+
+
+def _preference(losses: jax.Array, better: jax.Array, worse: jax.Array) -> Preference:
+    return Preference(losses, better, worse, (better > worse).astype(better.dtype))
 
 
 def _pairs(**given: Array) -> list[jax.Array]:
