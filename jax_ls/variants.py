@@ -287,9 +287,10 @@ def _bi_tempered(z: Logits, target: Target, t1: Array, t2: Array) -> Array:
 
     def term(d: Array, offset: Array, heavy: Array, light: Array, tiny: Array) -> Array:
         log_p = _log_exp_t(d - offset, heavy)
-        log_q = jnp.log(jnp.where(q > 0, q, 1))
-        apart = jnp.where(q > 0, q * (_log_t(log_q, light) - _log_t(log_p, light)), 0)
-        power = jnp.where(q > 0, jnp.exp((1 + light) * log_q), jnp.where(q < 0, jnp.nan, 0))
+        # NaN for a label that names no class, and for negative mass.
+        log_q = jnp.log(jnp.where(q == 0, 1, q))
+        apart = q * (_log_t(log_q, light) - _log_t(log_p, light))
+        power = jnp.where(q == 0, 0, jnp.exp((1 + light) * log_q))
         return apart - (power - jnp.exp((1 + light) * log_p)) / (1 + light)
 
     return z.sum(term, offset, heavy, light, 0.0)

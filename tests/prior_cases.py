@@ -103,6 +103,22 @@ KINDS = {
     "geometric": Kind(
         {"alpha": 0.4}, lambda a: priors.geometric(K, alpha=a["alpha"]), lambda a: ref.geometric(K, a["alpha"])
     ),
+    "geometric by label, to either side": Kind(
+        {"alpha": RNG.uniform(0.1, 0.6, K), "left": RNG.uniform(0.1, 0.9, K)},
+        lambda a: priors.geometric(K, alpha=a["alpha"], left=a["left"]),
+        lambda a: ref.geometric(K, a["alpha"], a["left"]),
+    ),
+    "triangular": Kind(
+        {"alpha": 0.1}, lambda a: priors.triangular(K, alpha=a["alpha"]), lambda a: ref.triangular(K, a["alpha"])
+    ),
+    "triangular, wide": Kind(
+        {"alpha": 0.35}, lambda a: priors.triangular(K, alpha=a["alpha"]), lambda a: ref.triangular(K, a["alpha"])
+    ),
+    "poisson": Kind(
+        {"rates": RNG.uniform(0.5, 6, K)},
+        lambda a: priors.poisson(K, rates=a["rates"]),
+        lambda a: ref.poisson(a["rates"]),
+    ),
     "neighbors": Kind(
         {"weights": np.array([2.0, 5, 5, 2])},
         lambda a: priors.neighbors(LABELS, weights=a["weights"]),

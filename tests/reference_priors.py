@@ -67,12 +67,52 @@ def binomial(size: int, margin) -> Array:
     return np.array([[math.comb(n, k) * p_y**k * (1 - p_y) ** (n - k) for k in range(size)] for p_y in p])
 
 
-def geometric(size: int, alpha) -> Array:
-    table = np.zeros((size, size), np.result_type(alpha, float))
+def geometric(size: int, alpha, left=None) -> Array:
+    table = np.zeros((size, size), np.result_type(alpha, float if left is None else left, float))
     for y in range(size):
-        total = sum(alpha ** abs(j - y) for j in range(size) if j != y)
-        table[y] = [1 - alpha if k == y else alpha * alpha ** abs(k - y) / total for k in range(size)]
+        a = alpha if np.ndim(alpha) == 0 else alpha[y]
+        total = {side: sum(a ** abs(j - y) for j in range(size) if (j - y) * side > 0) for side in (-1, 1)}
+        for k in range(size):
+            if k == y:
+                table[y, k] = 1 - a
+            elif left is None:
+                table[y, k] = a * a ** abs(k - y) / (total[-1] + total[1])
+            else:
+                share = 0 if y == 0 else 1 if y == size - 1 else left if np.ndim(left) == 0 else left[y]
+                side = -1 if k < y else 1
+                table[y, k] = a * (share if side < 0 else 1 - share) * a ** abs(k - y) / total[side]
     return table
+
+
+def triangular_cdf(x, low, high, peak):
+    """As dlordinal writes it, at peaks too."""
+    if np.real(x - low) <= 0:
+        return 0
+    if np.real(x - high) >= 0:
+        return 1
+    if np.real(x - peak) <= 0:
+        return (x - low) ** 2 / ((high - low) * (peak - low))
+    return 1 - (high - x) ** 2 / ((high - low) * (high - peak))
+
+
+def triangular(size: int, alpha) -> Array:
+    """Of a scale from 0 to K; class k is [k, k + 1]."""
+    rows = []
+    for y in range(size):
+        half, whole = 0.5 / (1 - np.sqrt(2 * alpha)), 1 / (1 - np.sqrt(alpha))
+        low, high, peak = y + 0.5 - half, y + 0.5 + half, y + 0.5
+        if y == 0:
+            low, high, peak = 0, whole, 0
+        elif y == size - 1:
+            low, high, peak = size - whole, size, size
+        cut = [triangular_cdf(x, low, high, peak) for x in range(size + 1)]
+        rows.append(normalized(np.diff(np.array(cut))))
+    return np.array(rows)
+
+
+def poisson(rates: Array) -> Array:
+    k = range(len(rates))
+    return np.array([normalized(np.array([np.exp(-rate) * rate**i / math.factorial(i) for i in k])) for rate in rates])
 
 
 def neighbors(labels: Array, offsets, weights, num_classes: int, where: Array | None = None) -> Array:

@@ -67,6 +67,17 @@ def preference(h, epsilon):
     return -(1 - epsilon) * log_sigmoid(h) - epsilon * log_sigmoid(-h)
 
 
+def exo_pair(h, epsilon):
+    """KL of (σ(h), σ(−h)) to (1 − ε, ε)."""
+    won, lost = np.exp(log_sigmoid(h)), np.exp(log_sigmoid(-h))
+    return won * (log_sigmoid(h) - np.log(1 - epsilon)) + lost * (log_sigmoid(-h) - np.log(epsilon))
+
+
+def ipo(h, epsilon, beta=0.1):
+    """Of h, already times β."""
+    return (1 - epsilon) * (h / beta - 1 / (2 * beta)) ** 2 + epsilon * (-h / beta - 1 / (2 * beta)) ** 2
+
+
 def robust(h, epsilon):
     """The unbiased estimate: what a flipped and an unflipped pair cost, weighed so that flips cancel."""
     return ((1 - epsilon) * -log_sigmoid(h) - epsilon * -log_sigmoid(-h)) / (1 - 2 * epsilon)

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from jax_ls.preferences import (
     bradley_terry,
     dpo,
+    exo_pair,
+    ipo,
     robust_dpo,
     robust_smoothing,
     sequence_log_probability,
@@ -172,6 +174,43 @@ def test_a_nan_pair_poisons_itself_alone():
     assert np.isnan(dpo(*pairs).loss).tolist() == [i == 2 for i in range(N)]
 
 
+@pytest.mark.parametrize("method", [exo_pair, ipo])
+def test_exo_and_ipo_are_their_definitions(method):
+    beta, epsilon = 0.1, np.clip(EPSILON, 0.01, None)
+    row = {exo_pair: ref.exo_pair, ipo: ref.ipo}[method]
+    exact, where = PAIRS.astype(float), np.arange(N) % 2 > 0
+
+    def loss(pairs, epsilon, **options):
+        return method(*pairs, beta=beta, smoothing=epsilon, **options).loss
+
+    expected = np.array([row(h, e) for h, e in zip(margins(exact, beta), epsilon.astype(float), strict=True)])
+    np.testing.assert_allclose(loss(PAIRS, epsilon), expected, rtol=2e-5, atol=1e-5)
+    slopes = jax.grad(lambda p, e: loss(p, e).sum(), (0, 1))(PAIRS, epsilon)
+    by_pair = reference.gradient(lambda p: total(p, beta, epsilon.astype(float), row), exact)
+    np.testing.assert_allclose(slopes[0], by_pair, rtol=2e-5, atol=1e-5 * np.abs(by_pair).max())
+    by_epsilon = reference.gradient(lambda e: total(exact, beta, e, row), epsilon)
+    np.testing.assert_allclose(slopes[1], by_epsilon, rtol=2e-5, atol=1e-4)
+    poisoned = np.where(where, PAIRS, np.nan).astype(np.float32)
+    out = method(*poisoned, beta=beta, smoothing=np.where(where, epsilon, np.nan), where=where)
+    np.testing.assert_array_equal(out.loss, np.where(where, loss(PAIRS, epsilon), 0))
+    masked = jax.grad(lambda p: loss(p, epsilon, where=where).sum())(poisoned)
+    np.testing.assert_allclose(masked[:, where], slopes[0][:, where], rtol=1e-6)
+    assert not masked[:, ~where].any()
+    assert out.accuracy.tolist() == ((margins(PAIRS, beta) > 0) & where).tolist()
+
+
+def test_the_least_of_exo_is_that_of_dpo_and_ipo_shrinks():
+    def slope(method, h, epsilon):
+        zero = jnp.zeros(())
+        return jax.grad(lambda h: method(h, zero, zero, zero, beta=1.0, smoothing=epsilon).loss)(h)
+
+    for epsilon in (0.01, 0.3):
+        best = np.float32(np.log((1 - epsilon) / epsilon))
+        assert abs(slope(exo_pair, best, epsilon)) < 1e-6
+        assert abs(slope(dpo, best, epsilon)) < 1e-6
+        assert abs(slope(ipo, np.float32((1 - 2 * epsilon) / 2), epsilon)) < 1e-6
+
+
 B, T, D, K = 2, 5, 4, 13
 HIDDEN = RNG.normal(size=(B, T, D)).astype(np.float32)
 KERNEL = RNG.normal(size=(D, K)).astype(np.float32)
@@ -248,6 +287,8 @@ ONES = jnp.ones(3)
 BAD = [
     ("flip_rate", lambda: robust_dpo(ONES, ONES, ONES, ONES, flip_rate=0.5), "0.5"),
     ("flip_rate", lambda: robust_smoothing(jnp.array([0.1, 0.75])), "0.75"),
+    ("smoothing", lambda: exo_pair(ONES, ONES, ONES, ONES, smoothing=0.0), "0.0"),
+    ("beta", lambda: ipo(ONES, ONES, ONES, ONES, beta=-1.0), "-1.0"),
     ("flip_rate", lambda: robust_smoothing(0.5 - 1e-10), "0.4999"),
     ("smoothing", lambda: bradley_terry(ONES, ONES, jnp.ones(2)), r"float32 \(2,\)"),
     ("beta", lambda: dpo(ONES, ONES, ONES, ONES, beta=0.0), "0.0"),

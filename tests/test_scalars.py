@@ -22,7 +22,7 @@ SCALARS = {
     "sigma of spatial, ndim=1": lambda x: priors.spatial(LABELS, sigma=x, ndim=1).weights,
     "sigma of spatial, where": lambda x: priors.spatial(LABELS[None], sigma=x, where=LABELS[None] > 1).weights,
     "margin": lambda x: priors.binomial(K, margin=x),
-    "alpha": lambda x: priors.geometric(K, alpha=x),
+    "alpha": lambda x: priors.triangular(K, alpha=x),
 }
 POSITIVE = [name for name in SCALARS if "sigma" in name or "temperature" in name]
 
