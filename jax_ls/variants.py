@@ -413,4 +413,4 @@ def _smoothed(
 
 def _is_zero(x: ArrayLike) -> bool:
     """Whether `x` is known to be the number 0."""
-    return not isinstance(x, Tracer) and np.ndim(x) == 0 and float(x) == 0
+    return not isinstance(x, Tracer) and np.ndim(x) == 0 and bool(np.asarray(x) == 0)

@@ -266,7 +266,7 @@ def test_poly_1_is_that_of_optax():
     z, y = jnp.asarray(RNG.normal(size=(3, K)), jnp.float32), jnp.array([0, 5, 2])
     q = smooth(y, 0.1).probs(K)
     np.testing.assert_allclose(
-        jax_ls.poly_loss(z, y, 1.5, 0.1), optax.losses.poly_loss_cross_entropy(z, q, 1.5), rtol=1e-5
+        jax_ls.poly_loss(z, y, 1.5, 0.1), optax.losses.poly_loss_cross_entropy(z, q, epsilon=1.5), rtol=1e-5
     )
 
 

@@ -69,7 +69,7 @@ def test_beta_has_the_published_rows():
         [0.00059739, 0.16304605, 0.67271312, 0.16304605, 0.00059739],
     ]
     np.testing.assert_allclose(priors.beta(5, shapes=shapes)[:3], published, rtol=2e-5)
-    np.testing.assert_allclose(priors.beta(5)[[0, 2]], np.array(published)[[0, 2]], rtol=0.02)
+    np.testing.assert_allclose(priors.beta(5)[::2][:2], np.array(published)[::2], rtol=0.02)
 
 
 def test_triangular_rows_inside_the_scale_are_the_published_ones():
