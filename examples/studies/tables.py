@@ -1,15 +1,24 @@
-"""What the small experiments leave behind: a table in Markdown, the figures as JSON, a picture."""
+"""What a study leaves behind: a table in Markdown, the figures as JSON, a picture."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runs import replacing
+from files import replacing
 
-from jax_ls.sweeps.results import markdown as table
+# Okabe and Ito's blue, vermilion, green and purple, told apart by all common kinds of colour vision.
+BLUE, VERMILION, GREEN, PURPLE = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKERS = ("o", "^", "s", "D")
 
-__all__ = ["new_figure", "table", "write"]
+
+def table(rows: list[list[str]]) -> str:
+    """A table in Markdown with aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callable[[Path], None]) -> None:
@@ -31,3 +40,12 @@ def new_figure(width: float, height: float, dpi: int = 80) -> Any:
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def finish(axes: Any, **legend: Any) -> None:
+    """The look that all charts share."""
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(edgecolor="none", framealpha=0.85, fontsize=8.5, title_fontsize=8.5, alignment="left", **legend)
