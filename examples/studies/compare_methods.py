@@ -51,6 +51,7 @@ FEW = 10
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; those for two networks first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442", "#882255")
+MARKERS = "o^sDvPX<>*"
 
 
 def titles(args: Namespace) -> list[str]:
@@ -111,12 +112,12 @@ def targets(args: Namespace, data: Data) -> dict[str, np.ndarray]:
 def draw_reliability(axes: Any, names: Sequence[str], result: SweepResult) -> None:
     """Above the diagonal a network is right more often than it says."""
     axes.plot([0, 1], [0, 1], ":", color="0.4", label="calibrated")
-    for i, (title, colour) in enumerate(zip(names, COLOURS, strict=False)):
+    for i, (title, colour, marker) in enumerate(zip(names, COLOURS, MARKERS, strict=False)):
         bins = trials.pooled(result, i, "bins")
         count, confidence, accuracy = (np.asarray(x) for x in (bins.count, bins.confidence, bins.accuracy))
         drawn, share = count >= FEW, count / count.sum()
         at = confidence[drawn], accuracy[drawn]
-        axes.plot(*at, "o-", color=colour, lw=1, ms=2.5, label=f"{title}: ECE {float(bins.error()):.1%}")
+        axes.plot(*at, f"{marker}-", color=colour, lw=1, ms=5, label=f"{title}: ECE {float(bins.error()):.1%}")
         axes.scatter(*at, s=400 * share[drawn], color=colour, alpha=0.5, linewidths=0, clip_on=False)
     axes.set(title="Reliability on held-out digits, all seeds", xlabel="confidence", ylabel="accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
