@@ -16,6 +16,7 @@ TPU's compiler, good for ratios. For a GPU no kernel is tuned by trial.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -115,7 +116,8 @@ def missing(device: str) -> str | None:
     return f"{device} needs {', '.join(absent)}: {how}" if absent else None
 
 
-def devices(device: str) -> list[Any]:
+@functools.cache
+def devices(device: str) -> tuple[Any, ...]:
     """Returns devices to compile for: "v5e", "v5p", "v6e" or "h100", or a mesh of them, "v5e:2x4" or "h100:8".
 
     Raises:
@@ -127,10 +129,10 @@ def devices(device: str) -> list[Any]:
     topology = SINGLE.get(device, device)
     if topology.startswith("h100"):
         options = {"target_config": H100, "topology": f"1x1x{topology.partition(':')[2]}"}
-        return list(topologies.get_topology_desc("h100", platform="cuda", **options).devices)
+        return tuple(topologies.get_topology_desc("h100", platform="cuda", **options).devices)
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    return tuple(topologies.get_topology_desc(topology, platform="tpu").devices)
 
 
 def array(shape: tuple[int, ...], dtype: str, place: Any) -> jax.ShapeDtypeStruct:
@@ -182,11 +184,11 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "bf16": 2, "f16": 2, "f32": 4, 
 _SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", re.S | re.M)
 _INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)")
-_COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?")
+_COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-done)?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Instructions that name arrays or call others, and move nothing themselves.
 _MOVES_NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "copy-start", "copy-done"}
-_MOVES_NOTHING |= {"while", "call", "conditional"}
+_MOVES_NOTHING |= {"while", "call", "conditional", "async-start", "async-update", "async-done"}
 _TAKES_PART = {"gather", "dynamic-slice"}
 
 
@@ -221,7 +223,7 @@ class _Program:
             if instruction.op == "while":
                 for body in instruction.called("body"):
                     yield from self.executed(body, times * self._trips(instruction))
-            elif instruction.op in ("call", "conditional"):
+            elif instruction.op in ("call", "conditional", "async-start"):
                 names = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
                 for body in instruction.called(*names):
                     yield from self.executed(body, times)
@@ -233,11 +235,13 @@ class _Program:
     def collectives(self) -> dict[str, Collective]:
         sums: dict[str, Collective] = {}
         for instruction, _, times in self.executed():
-            if match := _COLLECTIVE.fullmatch(instruction.op):
-                # What starts a message names its operand beside its result.
-                size = sum(size for _, size in _arrays(instruction.shape)) // (2 if match[2] else 1)
-                before = sums.get(match[1], Collective(0, 0))
-                sums[match[1]] = Collective(before.count + times, before.bytes + size * times)
+            # A TPU may send from within a fusion.
+            fused = instruction.called("calls") if instruction.op == "fusion" else []
+            for sender in [instruction, *(x for name in fused for x in self.bodies.get(name, []))]:
+                if match := _COLLECTIVE.fullmatch(sender.op):
+                    size = sum(size for _, size in _arrays(sender.shape))
+                    before = sums.get(match[1], Collective(0, 0))
+                    sums[match[1]] = Collective(before.count + times, before.bytes + size * times)
         return sums
 
     def transfers(self, least: float) -> Iterator[Transfer]:

@@ -208,3 +208,9 @@ def by_rank(z: Array, batch: Batch) -> Array:
     epsilon = (batch.smoothing * (1 - b)).astype(z.dtype)
     others = (z.sum(axis=-1) - pick(z, batch.labels)) / (z.shape[-1] - 1)
     return logsumexp(z, axis=-1) - (1 - epsilon) * pick(z, batch.labels) - epsilon * others
+
+
+def prior_rows(z: Array, batch: Batch) -> Array:
+    epsilon = batch.smoothing.astype(z.dtype)
+    soft = jnp.sum(batch.table.astype(z.dtype)[batch.labels] * z, axis=-1)
+    return logsumexp(z, axis=-1) - (1 - epsilon) * pick(z, batch.labels) - epsilon * soft
