@@ -211,13 +211,13 @@ class Restricted(Target):
 
     def probs_on(self, axis: ClassAxis) -> Array:
         probs = self.target.probs_on(replace(axis, where=None))
-        exists = axis.restricted(self.class_where).where
+        exists = axis.kept(self.class_where)
         ndim = max(probs.ndim, exists.ndim)
         return jnp.where(align(exists, ndim), align(probs, ndim), 0) / align(self._mass(axis)[..., None], ndim)
 
     def _kept(self, axis: ClassAxis) -> ClassAxis:
         """An axis on which a class that is not kept has weight 0: a target may have mass there, and loses it."""
-        exists = axis.restricted(self.class_where).where
+        exists = axis.kept(self.class_where)
         return replace(axis, where=None, size=exists.shape[-1]).weighted(exists.astype(jnp.float32))
 
     def _mass(self, axis: ClassAxis) -> Array:

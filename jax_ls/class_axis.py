@@ -65,10 +65,15 @@ class ClassAxis:
 
     def restricted(self, where: Array) -> Self:
         """Returns the same axis with only the classes that `where` keeps too."""
-        if self.where is not None:
-            ndim = max(where.ndim, self.where.ndim)
-            where = align(where, ndim) & align(self.where, ndim)
+        where = self.kept(where)
         return replace(self, where=where, size=self.size or where.shape[-1])
+
+    def kept(self, where: Array) -> Array:
+        """Returns which classes exist and are kept by `where`: (K,) or (*batch, K)."""
+        if self.where is None:
+            return where
+        ndim = max(where.ndim, self.where.ndim)
+        return align(where, ndim) & align(self.where, ndim)
 
     def weighted(self, weights: Array) -> Self:
         """Returns the same axis with each class weighted by `weights` too."""

@@ -136,7 +136,7 @@ class Logits:
         # z is wide and masked; `narrow` are the logits in their own dtype, from which single ones are gathered.
         self._z, self._narrow, self._class_weights, self._sums = z, narrow, class_weights, sums
         self._axis = _LogitsAxis(**vars(axis), logits=self)
-        self._unknown = jnp.full_like(jnp.max(z, axis=-1, initial=-jnp.inf), jnp.nan) if sums is None else None
+        self._unknown = jnp.full_like(jnp.max(z, axis=-1, initial=-jnp.inf), jnp.nan)
         self._wanted, self._answered = _Wanted(), 0
         self.values = z - self.shift[..., None] if sums else z
 
@@ -547,7 +547,8 @@ def _separate_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -
     if "likeliest" in wanted:
         sums["likeliest"] = _first_at(z, top)
     for i, w in enumerate(weights):
-        sums[f"linear {i}"] = fences.infinite(summed(_weighted(*shifted(), w)))
+        d, *_ = shifted()
+        sums[f"linear {i}"] = fences.infinite(summed(_weighted(d, w)))
     return sums
 
 

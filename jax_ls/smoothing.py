@@ -187,7 +187,7 @@ class _Others(Target):
         if values is None:
             label = axis.take(parts.exists, self.hard.labels[..., None])[..., 0]
             rest = axis.psum(jnp.sum(parts.exists, axis=-1)) - label
-            off = parts.by_prior * self._without_label(parts.u, axis) + parts.equally * rest
+            off = parts.by_prior * _without_label(self.hard.labels, parts.u, axis) + parts.equally * rest
         else:
             # Masks and class weights are in them: multiplied later, XLA on CPU would write the product out.
             off = replace(axis, where=None, weights=None).dot(parts.others(axis, self.hard.labels), values)
@@ -216,7 +216,7 @@ class _Others(Target):
         """How ε is shared by the classes other than the label, times the class weights."""
         bare = replace(axis, weights=None)
         u = self.prior.probs_on(bare)
-        rest = self._without_label(u, bare)
+        rest = _without_label(labels, u, bare)
         count = axis.count().astype(u.dtype)
         sure = rest == 0
         exists = axis.exists(u.dtype)
@@ -230,13 +230,6 @@ class _Others(Target):
             u,
             exists,
         )
-
-    def _without_label(self, x: Array, axis: ClassAxis) -> Array:
-        """Σ_{k≠y} x_k, (*batch,), of (K,) or (*batch, K)."""
-        labels = self.hard.labels
-        if x.ndim == 1:
-            return _sum_without(axis.take(x, labels[..., None]), x, axis)[..., 0]
-        return axis.psum(jnp.sum(x * axis.away(labels, x.dtype), axis=-1))
 
     def _of_dense(self, axis: ClassAxis) -> Array:
         """Each label j in turn, with weight h_j: u_k / Σ_{i≠j} u_i for k ≠ j, or 1 / (K − 1) where that sum is 0."""
@@ -269,6 +262,13 @@ class _Shares(NamedTuple):
         by_prior, equally = self.by_prior[..., None], self.equally[..., None]
         shares = align(self.u, ndim) * by_prior + align(self.exists, ndim) * equally
         return shares * axis.away(labels, self.u.dtype)
+
+
+def _without_label(labels: Array, x: Array, axis: ClassAxis) -> Array:
+    """Σ_{k≠y} x_k, (*batch,), of (K,) or (*batch, K)."""
+    if x.ndim == 1:
+        return _sum_without(axis.take(x, labels[..., None]), x, axis)[..., 0]
+    return axis.psum(jnp.sum(x * axis.away(labels, x.dtype), axis=-1))
 
 
 def _sum_without(entry: Array, x: Array, axis: ClassAxis) -> Array:
