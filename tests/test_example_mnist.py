@@ -250,7 +250,9 @@ def test_a_full_disk_leaves_the_picture_before_as_it_was(train, tmp_path, monkey
         return save(figure, path, **options)
 
     monkeypatch.setattr(mnist.Figure, "savefig", full)
-    with pytest.raises(SystemExit, match=r"^mnist.py: error: cannot write --out: \[Errno 28\] No space left on device$"):
+    with pytest.raises(
+        SystemExit, match=r"^mnist.py: error: cannot write --out: \[Errno 28\] No space left on device$"
+    ):
         train("--epochs", 1, "--out", picture)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
