@@ -52,6 +52,7 @@ class RunDirectory:
         self.path, self.settings, self.lock, self.done = path, settings, None, 0
         if path is None:
             return
+        _check(path)
         self.checkpoints = path.absolute() / "checkpoints"
         if resume and not self.checkpoints.is_dir():
             raise InputError(f"{path} holds no run to resume")
@@ -127,6 +128,13 @@ def damage(folder: Path) -> str | None:
 def _checksums(folder: Path) -> dict[str, int]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
     return {path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes()) for path in files}
+
+
+def _check(path: Path) -> None:
+    try:
+        path.exists()
+    except OSError as error:
+        raise InputError(f"cannot write to --out {str(path)[:80]}: {error.strerror}") from error
 
 
 def _claim(path: Path) -> int:

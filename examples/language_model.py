@@ -118,7 +118,8 @@ def fit(args: Namespace, trainer: Trainer, run: RunDirectory) -> Rows:
     strengths = smoothed | {"no smoothing": 0.0}
     # The same first weights for both.
     states = {name: jax.device_put(trainer.first_state, trainer.shardings) for name in strengths}
-    states, done, rows = run.restore(states) if args.resume else (states, 0, [])
+    saved, done, rows = run.restore(states) if args.resume else (states, 0, [])
+    states = {name: saved[name] for name in strengths}
 
     tokens = args.batch_size * args.seq_len * len(states)
     silent = not (sys.stderr.isatty() and sys.stdout.isatty())
