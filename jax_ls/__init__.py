@@ -2,6 +2,7 @@
 
 from jax_ls import adaptive, calibration, noise, online, penalties, preferences, priors, schedules, sweeps, values
 from jax_ls.linear import chunked_loss, linear_cross_entropy
+from jax_ls.logits import Logits, on_logits
 from jax_ls.losses import (
     cross_entropy,
     kl_divergence,
@@ -15,6 +16,7 @@ from jax_ls.targets import Dense, OneHot, Rows, Sparse, Target, Uniform
 
 __all__ = [
     "Dense",
+    "Logits",
     "OneHot",
     "Rows",
     "Sparse",
@@ -28,6 +30,7 @@ __all__ = [
     "linear_cross_entropy",
     "mean",
     "noise",
+    "on_logits",
     "online",
     "penalties",
     "preferences",

@@ -23,55 +23,63 @@ def describe(x: Any) -> str:
     return repr(x)
 
 
+def _through_chex(message: Callable[[], str], check: Callable[..., None], *arguments: Any) -> None:
+    """Runs a check of chex; where it fails, our words come first. They are built only then."""
+    try:
+        check(*arguments)
+    except AssertionError as error:
+        raise AssertionError(f"{message()}\n{error}") from None
+
+
+def _got(name: str, expected: str, x: Any) -> Callable[[], str]:
+    return lambda: f"{name}: expected {expected}, got {describe(x)}"
+
+
 def assert_kind(name: str, x: jax.Array, kind: type, expected: str) -> None:
     """`x` is of the dtype kind `int`, `float` or `bool`."""
-    chex.assert_type(x, kind, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+    _through_chex(_got(name, expected, x), chex.assert_type, x, kind)
 
 
 def assert_shape(name: str, x: jax.Array, shapes: Sequence[Shape], expected: str) -> None:
-    """`x` has one of `shapes`."""
-    message = f"{name}: expected {expected}, got {describe(x)}"
-    for shape in shapes:
-        if x.shape == shape:
-            return
-    chex.assert_shape(x, shapes[-1], custom_message=message)
+    """`x` has one of `shapes`; in `expected`, {shapes} stands for them."""
+    if x.shape not in shapes:
+        words = expected.replace("{shapes}", " or ".join(map(str, shapes)))
+        _through_chex(_got(name, words, x), chex.assert_shape, x, shapes[-1])
 
 
 def assert_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
     """`x` has `rank` axes."""
-    chex.assert_rank(x, rank, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+    _through_chex(_got(name, expected, x), chex.assert_rank, x, rank)
 
 
 def assert_min_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
     """`x` has at least `rank` axes."""
-    chex.assert_rank(x, {max(x.ndim, rank)}, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+    _through_chex(_got(name, expected, x), chex.assert_rank, x, {max(x.ndim, rank)})
 
 
 def assert_batch(name: str, x: jax.Array, values: jax.Array | None) -> None:
     """`x` has the batch axes (*batch,) of values (*batch, K)."""
     if values is not None:
-        batch = values.shape[:-1]
-        assert_shape(name, x, [batch], f"batch axes {batch}, as the values {describe(values)} have")
+        assert_shape(name, x, [values.shape[:-1]], "batch axes {shapes}, as the values have")
 
 
 def assert_num_classes(name: str, x: jax.Array, num_classes: int | None) -> None:
     """The last axis of `x` is as long as there are classes."""
     if num_classes is not None:
-        message = f"{name}: expected {num_classes} classes, got {describe(x)}"
-        chex.assert_axis_dimension(x, -1, num_classes, custom_message=message)
+        message = lambda: f"{name}: expected {num_classes} classes, got {describe(x)}"  # noqa: E731
+        _through_chex(message, chex.assert_axis_dimension, x, -1, num_classes)
 
 
 def assert_total(name: str, num_classes: int, total: int) -> None:
     """A target over `num_classes` meets a loss over as many."""
-    message = f"{name}: expected {total} classes, as the values have, got {num_classes}"
-    chex.assert_equal(num_classes, total, custom_message=message)
+    message = lambda: f"{name}: expected {total} classes, as the values have, got {num_classes}"  # noqa: E731
+    _through_chex(message, chex.assert_equal, num_classes, total)
 
 
 def assert_class_values(name: str, x: jax.Array, values: Shaped | None) -> None:
     """`x` is (K,), or (*batch, K), for values (*batch, K)."""
     if values is not None:
-        shapes = [values.shape[-1:], values.shape]
-        assert_shape(name, x, shapes, f"{shapes[0]} or {shapes[1]}, as the values {describe(values)} have")
+        assert_shape(name, x, [values.shape[-1:], values.shape], "{shapes}, as the values have")
 
 
 def check_option(name: str, value: Any, options: Collection[str]) -> None:
@@ -93,14 +101,14 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
 def as_batch_labels(name: str, x: Any, batch: Shape) -> jax.Array:
     """Integers (*batch,)."""
     labels = as_labels(name, x)
-    assert_shape(name, labels, [batch], f"integers {batch}")
+    assert_shape(name, labels, [batch], "integers {shapes}")
     return labels
 
 
 def as_batch_numbers(name: str, x: Any, batch: Shape) -> jax.Array:
     """Real numbers () or (*batch,), at least float32."""
     values = as_weight(name, x)
-    assert_shape(name, values, [(), batch], f"() or {batch}, the shape of the batch")
+    assert_shape(name, values, [(), batch], "{shapes}, the shape of the batch")
     return values
 
 
@@ -178,9 +186,10 @@ def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
 
 def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
     """Booleans of `shape`."""
-    where = as_array(name, x, f"booleans {shape}")
-    assert_kind(name, where, bool, f"booleans {shape}")
-    assert_shape(name, where, [shape], f"booleans {shape}")
+    where = as_array(name, x, "booleans, one an example")
+    if where.dtype != jnp.bool_ or where.shape != shape:
+        assert_kind(name, where, bool, f"booleans {shape}")
+        assert_shape(name, where, [shape], "booleans {shapes}")
     return where
 
 
@@ -203,8 +212,8 @@ def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
 def as_broadcast(name: str, x: object, like: Shaped) -> jax.Array:
     """Real numbers in the shape and dtype of `like`."""
     values = as_weight(name, x)
-    message = f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"
-    chex.assert_is_broadcastable(values.shape, like.shape, custom_message=message)
+    message = lambda: f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"  # noqa: E731
+    _through_chex(message, chex.assert_is_broadcastable, values.shape, like.shape)
     return jnp.broadcast_to(values, like.shape).astype(like.dtype)
 
 
@@ -218,14 +227,31 @@ def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
 
 def assert_target(name: str, x: jax.Array, logits: Shaped) -> None:
     """`x` is integers (*batch,) or real numbers (*batch, K), for logits (*batch, K)."""
-    integers = f"integers {logits.shape[:-1]}"
-    message = f"{name}: expected {integers} or probabilities {logits.shape}, got {describe(x)}"
-    if x.ndim == logits.ndim:
-        chex.assert_type(x, float, custom_message=message)
-        chex.assert_shape(x, logits.shape, custom_message=message)
-    else:
-        chex.assert_type(x, int, custom_message=message)
-        chex.assert_shape(x, logits.shape[:-1], custom_message=message)
+    shape, kind = (logits.shape, float) if x.ndim == logits.ndim else (logits.shape[:-1], int)
+
+    def message() -> str:
+        return (
+            f"{name}: expected integers {logits.shape[:-1]} or probabilities {logits.shape}, got {describe(x)}"
+            f"{_remedy(x, logits)}"
+        )
+
+    _through_chex(message, chex.assert_type, x, kind)
+    _through_chex(message, chex.assert_shape, x, shape)
+
+
+def _remedy(x: jax.Array, logits: Shaped) -> str:
+    """What the caller probably meant."""
+    batch = logits.shape[:-1]
+    if x.shape == batch and jnp.issubdtype(x.dtype, jnp.floating):
+        return ": labels.astype(int)?"
+    if x.shape == (*batch, 1):
+        return ": labels[..., 0]?"
+    if x.shape == logits.shape and not jnp.issubdtype(x.dtype, jnp.floating):
+        return ": one-hot labels? labels.astype(float)"
+    axes = [i for i in range(len(logits.shape)) if x.shape == logits.shape[:i] + logits.shape[i + 1 :]]
+    if axes:
+        return f": classes on axis {axes[0]}? axis={axes[0]}"
+    return ""
 
 
 def as_bias(name: str, x: jax.typing.ArrayLike, num_classes: int) -> jax.Array:

@@ -82,7 +82,6 @@ def on_logits(
       TypeError: an operand that is no target, integers or real numbers.
 
     Example:
-      >>> from jax_ls.logits import on_logits
       >>> poly1 = lambda z, y, epsilon: -z.log_prob(y) + epsilon * (1 - jnp.exp(z.log_prob(y)))
       >>> print(on_logits(poly1, jnp.zeros((1, 4)), {"y": jnp.array([2]), "epsilon": 1.0}).round(4))
       [2.1363]
@@ -124,7 +123,6 @@ class Logits:
     Every method counts only the classes that exist, over all devices that they are split over. See `on_logits`.
 
     Example:
-      >>> from jax_ls.logits import on_logits
       >>> max_suppression = lambda z: z.pick(z.likeliest) - z.mean()
       >>> print(on_logits(max_suppression, jnp.array([[3.0, 0.0, 0.0]])))
       [2.]
@@ -339,11 +337,11 @@ class Batch:
             checks.assert_class_values("class_where", class_where, z)
         if class_weights is not None:
             class_weights = checks.as_class_values("class_weights", class_weights)
-            checks.assert_shape("class_weights", class_weights, [classes], f"{classes}, one weight a class")
+            checks.assert_shape("class_weights", class_weights, [classes], "{shapes}, one weight a class")
         penalty = None
         if not (isinstance(z_loss, int | float) and z_loss == 0):
             penalty = checks.as_weight("z_loss", z_loss)
-            checks.assert_shape("z_loss", penalty, [(), batch], f"() or {batch}, the shape of the batch")
+            checks.assert_shape("z_loss", penalty, [(), batch], "{shapes}, the shape of the batch")
         if class_axis_name is not None:
             checks.check_mesh_axes("class_axis_name", class_axis_name)
         return cls(z, axis, where, class_where, class_weights, penalty, class_axis_name)

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName, multiply
+from jax_ls.class_axis import AxisName, align, multiply
 from jax_ls.logits import Batch, Logits
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth_labels
 from jax_ls.targets import as_target
@@ -187,6 +187,8 @@ def sigmoid_cross_entropy(
     *,
     prior: ArrayLike = 0.5,
     where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> Array:
     """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
 
@@ -196,13 +198,14 @@ def sigmoid_cross_entropy(
       smoothing: ε, broadcastable to the labels.
       prior: what a label is drawn to, broadcastable to the labels; see `smooth_binary_labels`.
       where: booleans in the shape of the logits, the elements that count; elsewhere loss and gradient are 0.
+      ignore_index: a label whose elements do not count, for integer labels: −1 for "not annotated", say.
+      class_weights: (K,), multiplies the losses of each class, on the last axis of the logits.
 
     Returns:
       Losses in the shape of the logits, in float32 or wider.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError: labels, smoothing or prior that are no real numbers.
+      AssertionError: `ignore_index` with labels that are no integers.
 
     Example:
       >>> losses = sigmoid_cross_entropy(jnp.array([10.0, -10.0, -10.0]), jnp.array([1, 0, 1]), 0.1)
@@ -216,13 +219,21 @@ def sigmoid_cross_entropy(
     checks.assert_kind("logits", z, float, "real numbers")
     z = z.astype(checks.wide(z.dtype))
     y = jnp.asarray(labels)
-    checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
+    checks.assert_shape("labels", y, [z.shape], "{shapes}, the shape of the logits")
+    if ignore_index is not None:
+        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
+        checks.check_integer("ignore_index", ignore_index)
+        where = y != ignore_index if where is None else checks.as_where("where", where, z.shape) & (y != ignore_index)
     if where is not None:
         where = checks.as_where("where", where, z.shape)
         smoothing, prior = checks.as_broadcast("smoothing", smoothing, z), checks.as_broadcast("prior", prior, z)
-        z, y, smoothing, prior = (jnp.where(where, x, 0) for x in (z, y, smoothing, prior))
+        z, y, smoothing, prior = (jnp.where(where, x, jnp.zeros((), x.dtype)) for x in (z, y, smoothing, prior))
     q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
     losses = multiply(q, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+    if class_weights is not None:
+        weights = checks.as_class_values("class_weights", class_weights)
+        checks.assert_shape("class_weights", weights, [z.shape[-1:]], "{shapes}, one weight a class")
+        losses = losses * align(weights, z.ndim).astype(z.dtype)
     return losses if where is None else jnp.where(where, losses, 0)
 
 

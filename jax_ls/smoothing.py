@@ -62,7 +62,7 @@ def smooth(
     checks.check_values("smoothing", smoothing, lambda x: x <= 1, "numbers <= 1, for the label to keep its mass")
     batch = _batch(hard)
     if epsilon.ndim and batch is not None:
-        checks.assert_shape("smoothing", epsilon, [(), batch], f"() or {batch}, the shape of the batch")
+        checks.assert_shape("smoothing", epsilon, [(), batch], "{shapes}, the shape of the batch")
     soft = _prior(prior, class_where, batch)
     if spread == "others":
         return _Others(hard, epsilon, soft)
@@ -305,7 +305,7 @@ def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int,
 def _check_rows(name: str, x: Array, batch: tuple[int, ...] | None) -> None:
     """`x` is (K,) or (*batch, K)."""
     if batch is not None and x.ndim > 1:
-        checks.assert_shape(name, x, [(*batch, x.shape[-1])], f"(K,) or {(*batch, 'K')}, for labels {batch}")
+        checks.assert_shape(name, x, [(*batch, x.shape[-1])], "(K,) or {shapes}, one row an example")
 
 
 def _batch(hard: Target) -> tuple[int, ...] | None:

@@ -179,7 +179,7 @@ class Sparse(Target):
     def __post_init__(self) -> None:
         indices = checks.as_labels("indices", self.indices)
         weights = checks.as_class_values("weights", self.weights)
-        checks.assert_shape("weights", weights, [indices.shape], f"the shape of indices, {indices.shape}")
+        checks.assert_shape("weights", weights, [indices.shape], "{shapes}, the shape of indices")
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "weights", weights)
 
