@@ -16,6 +16,7 @@ TPU's compiler, good for ratios. For a GPU no kernel is tuned by trial.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -155,7 +156,8 @@ def figures(function: Callable[..., Any], *arguments: Any, unit: jax.ShapeDtypeS
     assert sharding is not None, "arguments are made by `array`"
     lower = getattr(function, "lower", None) or jax.jit(function).lower
     on_gpu = next(iter(sharding.device_set)).platform == "gpu"
-    compiled = lower(*arguments).compile(compiler_options=GPU_OPTIONS if on_gpu else None)
+    with _left_out_of_the_cache():
+        compiled = lower(*arguments).compile(compiler_options=GPU_OPTIONS if on_gpu else None)
     program = _Program(compiled.as_text() or "")
     transfers = tuple(program.transfers(_local_size(unit) / 2))
     moved = sum(transfer.read + transfer.written for transfer in transfers)
@@ -166,6 +168,18 @@ def figures(function: Callable[..., Any], *arguments: Any, unit: jax.ShapeDtypeS
         collectives=program.collectives(),
         transfers=transfers,
     )
+
+
+@contextlib.contextmanager
+def _left_out_of_the_cache() -> Iterator[None]:
+    """Keeps programs out of JAX's persistent cache, which cannot load one for a device that is not here."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def _is_installed(module: str) -> bool:
