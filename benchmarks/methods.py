@@ -49,7 +49,7 @@ def methods(labels: jax.Array, size: int) -> dict[str, Loss]:
     if size <= 4000:
         rows = jnp.full((size, size), 0.1 / size) + 0.9 * jnp.eye(size)
         losses["prior Rows"] = functools.partial(plain, prior=Rows(rows, labels))
-        losses["forward_correction, matrix"] = lambda z: noise.forward_correction(z, labels, rows)
+        losses["forward_correction, matrix"] = lambda z: noise.forward_correction(z, labels, matrix=rows)
     return losses
 
 

@@ -39,7 +39,7 @@ from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import plotting, priors
-from jax_ls.plotting._canvas import COLOURS, MARKERS, finish
+from jax_ls.plotting._canvas import COLORS, MARKERS, finish
 from jax_ls.sweeps import grid, sweep
 from jax_ls.sweeps.results import SweepResult
 
@@ -187,9 +187,7 @@ def draw_lines(axes: Any, smoothing: Sequence[float], found: Findings) -> None:
     for row, (prior, runs) in enumerate(zip(PRIORS, rps, strict=True)):
         # The Gaussian and SORD nearly agree: neither may cover the other.
         style = {"ls": "--", "mfc": "none", "zorder": 3} if prior.startswith("SORD") else {}
-        axes.plot(
-            smoothing, runs.mean(axis=(1, 2)), color=COLOURS[row], marker=MARKERS[row], ms=5, label=prior, **style
-        )
+        axes.plot(smoothing, runs.mean(axis=(1, 2)), color=COLORS[row], marker=MARKERS[row], ms=5, label=prior, **style)
     low, high = rps[1:].mean(axis=(2, 3)).min(), rps[0, 0].mean()
     axes.set_ylim(low - 0.25 * (high - low), high + 2.5 * (high - low))
     axes.set(xlabel="smoothing ε", ylabel="ranked probability score (lower is better)")
@@ -203,7 +201,7 @@ def draw_gains(axes: Any, found: dict[str, dict[str, tuple[float, float]]]) -> N
     for row, (prior, cells) in enumerate(found.items(), start=1):
         mean, error = np.array([cells[name] for name in names]).T
         height = np.arange(len(names)) + 0.2 * (row - 2)
-        style = {"color": COLOURS[row], "marker": MARKERS[row], "ms": 5, "capsize": 3, "ls": "none"}
+        style = {"color": COLORS[row], "marker": MARKERS[row], "ms": 5, "capsize": 3, "ls": "none"}
         axes.errorbar(mean, height, xerr=1.96 * error, label=prior, **style)
     axes.set_yticks(range(len(names)), [SCORES[name][0] for name in names])
     axes.invert_yaxis()

@@ -139,7 +139,7 @@ class Jensen(Target):
 
     def _prior(self, values: jax.Array, axis: ClassAxis) -> jax.Array:
         """(*batch, K), or 1 in place of K if all classes share alike."""
-        if isinstance(self.prior, Uniform) and self.prior.where is None and axis.where is None:
+        if isinstance(self.prior, Uniform) and self.prior.class_where is None and axis.where is None:
             (share,) = jax.lax.optimization_barrier((1 / num_classes(values, axis),))
             return jnp.broadcast_to(share, (*values.shape[:-1], 1))
         u = self.prior.probs_on(axis).astype(values.dtype)

@@ -90,6 +90,18 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
     return int(axis) % ndim
 
 
+def check_mesh_axes(name: str, axes: Any) -> None:
+    """Each of `axes`, a name or a tuple of names, is an axis of the surrounding `jax.shard_map` or `jax.vmap`."""
+    for axis in axes if isinstance(axes, tuple) else (axes,):
+        try:
+            jax.lax.axis_size(axis)
+        except (NameError, TypeError, ValueError) as error:
+            known = jax.sharding.get_abstract_mesh().manual_axes
+            which = f"one of {' | '.join(map(repr, known))}" if known else "and there is none around this call"
+            message = f"{name}: expected a mesh axis of the surrounding jax.shard_map, {which}, got {axis!r}"
+            raise ValueError(message) from error
+
+
 def check_integer(name: str, x: object) -> None:
     """`x` is a static integer."""
     if isinstance(x, bool) or not isinstance(x, int | np.integer):

@@ -45,14 +45,14 @@ def mean(
       >>> (mean(batch[:1], denominator=3) + mean(batch[1:], denominator=3)).tolist()
       3.0
     """
-    return reduce(losses, "mean", weights=weights, denominator=denominator, batch_axis_name=batch_axis_name)
+    return reduce(losses, weights, reduction="mean", denominator=denominator, batch_axis_name=batch_axis_name)
 
 
 def reduce(
     losses: jax.typing.ArrayLike,
-    reduction: Reduction,
-    *,
     weights: jax.typing.ArrayLike | None = None,
+    *,
+    reduction: Reduction,
     denominator: jax.typing.ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> jax.Array:
@@ -62,9 +62,8 @@ def reduce(
     number of weights that are not 0, the default of `tf.losses`. A mean over nothing is 0.
 
     Args:
-      losses: any shape.
+      losses, weights, denominator, batch_axis_name: as in `mean`; a denominator goes with "mean" alone.
       reduction: one of the four words.
-      weights, denominator, batch_axis_name: as in `mean`; a denominator goes with "mean" alone.
 
     Returns:
       A number; with "none", an array in the shape of the losses.
@@ -74,7 +73,7 @@ def reduce(
       ValueError: an unknown `reduction`, or a denominator where none divides.
 
     Example:
-      >>> reduce(jnp.array([1.0, 2.0, 3.0]), "sum_by_nonzero_weights", weights=jnp.array([2.0, 2.0, 0.0])).tolist()
+      >>> reduce(jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 2.0, 0.0]), reduction="sum_by_nonzero_weights").tolist()
       3.0
     """
     loss = checks.as_weight("losses", losses)
@@ -109,7 +108,10 @@ def normalizer(
 
 def sum_over_devices(x: Any, batch_axis_name: AxisName | None) -> Any:
     """Sums each array of a tree over the mesh axes that the examples are split over; None: as it is."""
-    return x if batch_axis_name is None else jax.lax.psum(x, batch_axis_name)
+    if batch_axis_name is None:
+        return x
+    checks.check_mesh_axes("batch_axis_name", batch_axis_name)
+    return jax.lax.psum(x, batch_axis_name)
 
 
 def _sum(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:

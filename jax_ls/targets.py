@@ -47,27 +47,27 @@ class OneHot(Target):
         return (self.labels == labels).astype(jnp.result_type(float))
 
 
-@pytree(where=1)
+@pytree(class_where=1)
 @dataclass(frozen=True, eq=False)
 class Uniform(Target):
-    """The same mass on every class: u = 1/K, or uniform over the classes that `where` keeps.
+    """The same mass on every class: u = 1/K, or uniform over the classes that `class_where` keeps.
 
     Args:
-      where: boolean (K,) or (*batch, K), the classes that share the mass; None for all that the loss knows.
+      class_where: boolean (K,) or (*batch, K), the classes that share the mass; None for all that the loss knows.
 
     Raises:
-      AssertionError: `where` is not boolean or has no class axis.
+      AssertionError: `class_where` is not boolean or has no class axis.
 
     Example:
       >>> Uniform(jnp.array([True, True, False, False])).probs(4).tolist()
       [0.5, 0.5, 0.0, 0.0]
     """
 
-    where: jax.Array | None = None
+    class_where: jax.Array | None = None
 
     def __post_init__(self) -> None:
-        if self.where is not None:
-            object.__setattr__(self, "where", checks.as_class_where("where", self.where))
+        if self.class_where is not None:
+            object.__setattr__(self, "class_where", checks.as_class_where("class_where", self.class_where))
 
     def contract(self, values: jax.Array | None, axis: ClassAxis) -> jax.Array:
         return self._kept(axis).mean(values)
@@ -79,10 +79,10 @@ class Uniform(Target):
         return axis.take(self._kept(axis).uniform(), labels[..., None])[..., 0]
 
     def _kept(self, axis: ClassAxis) -> ClassAxis:
-        if self.where is None:
+        if self.class_where is None:
             return axis
-        checks.assert_num_classes("where", self.where, axis.size)
-        return axis.restricted(self.where)
+        checks.assert_num_classes("class_where", self.class_where, axis.size)
+        return axis.restricted(self.class_where)
 
 
 @pytree(probabilities=1)

@@ -1,10 +1,19 @@
 """Before any backend starts: eight CPU devices, JAX at its strictest, and laws that draw the same every time."""
 
 import os
+import pathlib
 
 # Most of the time goes into compiling programs that run once on small arrays, so LLVM need not try hard. What XLA fuses
 # and allocates, which the tests of memory look at, stays as users get it.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+# What was compiled once is read back by the next run, and by the scripts that tests start. JAX reads these when it is
+# imported.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import hypothesis
 import jax

@@ -57,7 +57,7 @@ KINDS = {
     ),
     "unigram over some": Kind(
         {"counts": COUNTS, "temperature": 0.5},
-        lambda a: priors.unigram(a["counts"], temperature=a["temperature"], where=EXISTS),
+        lambda a: priors.unigram(a["counts"], temperature=a["temperature"], class_where=EXISTS),
         lambda a: ref.unigram(a["counts"], 1, a["temperature"], EXISTS),
         table=False,
     ),

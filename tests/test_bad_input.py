@@ -51,7 +51,7 @@ TARGETS = [
     ("table", {"target": Rows(jnp.eye(5), Y)}, r"float32 \(5, 5\)"),
     ("labels", {"target": Rows(jnp.eye(K), jnp.zeros(3, jnp.int32))}, r"int32 \(3,\)"),
     ("indices", {"target": Sparse(jnp.zeros((3, 2), jnp.int32), jnp.zeros((3, 2)))}, r"int32 \(3"),
-    ("where", {"target": Uniform(B5)}, r"bool \(5,\)"),
+    ("class_where", {"target": Uniform(B5)}, r"bool \(5,\)"),
     ("weight", {"target": jnp.ones(3) * OneHot(Y)}, r"float32 \(3,\)"),
     ("weight", {"target": jnp.ones(3) * Uniform()}, r"float32 \(3,\)"),
     ("class_weights", {"target": OneHot(Y).weighted(F5)}, r"float32 \(5,\)"),
@@ -121,8 +121,8 @@ REDUCTIONS = [
 
 KINDS = [
     (OneHot, "labels", {"labels": FLOATS}, r"float32 \(2,\)"),
-    (Uniform, "where", {"where": jnp.ones(K)}, r"float32 \(4,\)"),
-    (Uniform, "where", {"where": jnp.array(True)}, r"bool \(\)"),
+    (Uniform, "class_where", {"class_where": jnp.ones(K)}, r"float32 \(4,\)"),
+    (Uniform, "class_where", {"class_where": jnp.array(True)}, r"bool \(\)"),
     (Dense, "probabilities", {"probabilities": Y}, r"int32 \(2,\)"),
     (Dense, "probabilities", {"probabilities": jnp.zeros(())}, r"float32 \(\)"),
     (Rows, "table", {"table": U5, "labels": Y}, r"float32 \(5,\)"),
@@ -195,7 +195,7 @@ def test_the_arguments_that_mistakes_were_made_in_are_right(function):
 @pytest.mark.parametrize("reduction", ["none", "sum", "sum_by_nonzero_weights"])
 def test_a_denominator_where_none_divides_raises(reduction):
     with pytest.raises(ValueError, match=r"denominator: expected None .*got 3"):
-        jax_ls.reduce(FLOATS, reduction, denominator=3)
+        jax_ls.reduce(FLOATS, reduction=reduction, denominator=3)
 
 
 def test_an_option_that_smoothing_does_not_have_raises():

@@ -191,7 +191,7 @@ BAD = {
     "denominator": ({"reduction": "sum", "denominator": 3.0}, "denominator"),
     "spread": ({"spread": "some", "smoothing": 0.1}, "spread"),
     "class_axis_name": ({"class_axis_name": "no such axis"}, "no such axis"),
-    "batch_axis_name": ({"batch_axis_name": "no such axis"}, "no such axis"),
+    "batch_axis_name": ({"batch_axis_name": "no such axis"}, "batch_axis_name: expected a mesh axis .* 'no such axis'"),
 }
 
 

@@ -32,12 +32,12 @@ smoothed = jax.jit(jax_ls.smoothed_cross_entropy, static_argnames=("spread", "ig
 # tf.losses.softmax_cross_entropy
 
 TF_REDUCTIONS = {
-    "NONE": lambda losses, w: jax_ls.reduce(losses, "none", weights=w),
-    "SUM": lambda losses, w: jax_ls.reduce(losses, "sum", weights=w),
+    "NONE": lambda losses, w: jax_ls.reduce(losses, w, reduction="none"),
+    "SUM": lambda losses, w: jax_ls.reduce(losses, w, reduction="sum"),
     "MEAN": jax_ls.mean,
     "SUM_OVER_BATCH_SIZE": lambda losses, w: jax_ls.mean(losses, w, denominator=losses.size),
-    "SUM_OVER_NONZERO_WEIGHTS": lambda losses, w: jax_ls.reduce(losses, "sum_by_nonzero_weights", weights=w),
-    "SUM_BY_NONZERO_WEIGHTS": lambda losses, w: jax_ls.reduce(losses, "sum_by_nonzero_weights", weights=w),
+    "SUM_OVER_NONZERO_WEIGHTS": lambda losses, w: jax_ls.reduce(losses, w, reduction="sum_by_nonzero_weights"),
+    "SUM_BY_NONZERO_WEIGHTS": lambda losses, w: jax_ls.reduce(losses, w, reduction="sum_by_nonzero_weights"),
 }
 
 
@@ -200,7 +200,7 @@ def test_fairseq(smoothing):
     losses = (1 - smoothing - eps_i) * nll - eps_i * log_p.sum(-1)
     expected = np.where(padding == LABELS, 0, losses).sum()
     ours = smoothed(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing, spread="others", ignore_index=padding)
-    np.testing.assert_allclose(jax_ls.reduce(ours, "sum"), expected, rtol=3e-6)
+    np.testing.assert_allclose(jax_ls.reduce(ours, reduction="sum"), expected, rtol=3e-6)
 
 
 @jax.jit
@@ -218,7 +218,7 @@ def test_t5x(smoothing, z_loss):
     lse = np.log(np.exp(LOGITS.astype(np.float64)).sum(-1))
     losses = -(q * log_softmax(LOGITS)).sum(-1) + z_loss * lse**2 - entropy
     ours = t5x_losses(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing, z_loss)
-    close(jax_ls.reduce(ours, "sum", weights=jnp.asarray(weights)), (losses * weights).sum())
+    close(jax_ls.reduce(ours, jnp.asarray(weights), reduction="sum"), (losses * weights).sum())
 
 
 @pytest.mark.parametrize("smoothing", EPSILONS)

@@ -60,7 +60,7 @@ def ours_on_indices(z, y, weight, ignore_index, reduction, smoothing):
     """The lines that docs/coming-from.md gives."""
     losses = jax_ls.smoothed_cross_entropy(z, y, smoothing, ignore_index=ignore_index, class_weights=weight)
     if reduction != "mean":
-        return jax_ls.reduce(losses, reduction)
+        return jax_ls.reduce(losses, reduction=reduction)
     kept = y != ignore_index
     if weight is None:
         return jax_ls.mean(losses, kept)
@@ -70,7 +70,7 @@ def ours_on_indices(z, y, weight, ignore_index, reduction, smoothing):
 @functools.partial(jax.jit, static_argnums=3)
 def ours_on_probabilities(z, q, weight, reduction, smoothing):
     losses = jax_ls.smoothed_cross_entropy(z, q, smoothing, class_weights=weight)
-    return jax_ls.reduce(losses, reduction)
+    return jax_ls.reduce(losses, reduction=reduction)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -144,6 +144,7 @@ def test_the_number_of_a_method_is_all_that_chooses_it():
     assert min(apart) > 1e-4
 
 
+@pytest.mark.reproduction
 def test_noisy_quick_shows_what_noise_does_and_continues(tmp_path, capsys):
     out = tmp_path / "new" / "run"
     noisy_digits.main(["--quick", "--out", str(out)])
@@ -177,6 +178,7 @@ def test_noisy_quick_shows_what_noise_does_and_continues(tmp_path, capsys):
     assert written(out) == files
 
 
+@pytest.mark.reproduction
 def test_calibration_quick_writes_the_table_and_both_pictures(tmp_path, capsys):
     calibration_digits.main(["--quick", "--seeds", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr()

@@ -89,6 +89,7 @@ def test_runs_as_a_script(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.reproduction
 def test_robust_recovers_the_rewards_and_the_others_shrink_them_as_predicted():
     results = preferences.experiment(seeds=6, steps=300)
     slopes = preferences.slope(results["by_flip"]).mean(axis=-1)

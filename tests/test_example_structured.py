@@ -95,6 +95,7 @@ def test_each_fold_gets_the_smoothing_that_another_one_chose():
     assert ordinal.gains(found)["SORD, β = 1"]["rps"] == (-4, 0)  # rows one apart differ by 2
 
 
+@pytest.mark.reproduction
 def test_quick_ordinal_prefers_the_order(tmp_path, capsys):
     out = tmp_path / "new" / "run"
     ordinal.main(["--quick", "--out", str(out)])
@@ -113,6 +114,7 @@ def test_quick_ordinal_prefers_the_order(tmp_path, capsys):
     assert size_of(out / "ordinal.png") == (1215, 396)
 
 
+@pytest.mark.reproduction
 def test_quick_pereyra_learns_by_every_method(tmp_path, capsys):
     pereyra.main(["--quick", "--out", str(tmp_path)])
     printed = capsys.readouterr()

@@ -57,6 +57,7 @@ def test_the_theory_is_the_papers():
     assert twonorm.row_of(-3.0) == 5.5
 
 
+@pytest.mark.reproduction
 def test_quick_finds_the_jump_and_writes_everything(tmp_path, capsys):
     out = tmp_path / "new" / "run"
     twonorm.main(["--quick", "--out", str(out)])

@@ -1,5 +1,7 @@
 """Labels made wrong, and the ε that undoes it; and what bad input gets, here and in the losses."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -25,8 +27,9 @@ def test_flipped_labels_follow_their_matrix():
     labels = jnp.arange(n, dtype=jnp.int16) % size
     matrix = RNG.dirichlet(np.ones(size), size)
     others = smooth(jnp.arange(size), 0.3, spread="others").probs(size)
-    for given, expected in ((matrix, matrix), (0.3, others)):
-        drawn = jax.jit(lambda y, given=given: noise.flip_labels(jax.random.key(1), y, given, num_classes=size))(labels)
+    for given, expected in (({"matrix": matrix}, matrix), ({"flip_rate": 0.3}, others)):
+        flip = functools.partial(noise.flip_labels, jax.random.key(1), num_classes=size, **given)
+        drawn = jax.jit(flip)(labels)
         assert drawn.dtype == labels.dtype
         seen = np.array([jnp.bincount(drawn[labels == k], length=size) for k in range(size)]) / (n / size)
         np.testing.assert_allclose(seen, expected, atol=0.02)
@@ -34,8 +37,8 @@ def test_flipped_labels_follow_their_matrix():
 
 def test_labels_that_name_no_class_stay():
     labels, key = jnp.array([-1, 255, -100], jnp.int32), jax.random.key(0)
-    for given in (0.99, jnp.full((4, 4), 0.25)):
-        assert noise.flip_labels(key, labels, given, num_classes=4).tolist() == labels.tolist()
+    for given in ({"flip_rate": 0.99}, {"matrix": jnp.full((4, 4), 0.25)}):
+        assert noise.flip_labels(key, labels, **given, num_classes=4).tolist() == labels.tolist()
     assert noise.disturb_labels(key, labels, 0.99, num_classes=4).tolist() == labels.tolist()
     full = jnp.full(100, 127, jnp.int8)
     assert 0 <= noise.flip_labels(key, full, 0.9, num_classes=128).min() < 127
@@ -53,25 +56,28 @@ def test_optimal_smoothing_undoes_symmetric_noise(size, rate, clean):
 
 Z, ONES, KEY = jnp.zeros((3, 4)), jnp.ones(3, int), jax.random.key(0)
 BAD = {
-    "noise: expected rates in": lambda: noise.forward_correction(Z, ONES, 1.0),
-    "noise: expected rates in .*-0.1": lambda: noise.backward_correction(Z, ONES, -0.1),
+    "resample_rate: expected rates in": lambda: noise.forward_correction(Z, ONES, 1.0),
+    "resample_rate: expected rates in .*-0.1": lambda: noise.backward_correction(Z, ONES, -0.1),
     "relaxation: expected rates in": lambda: noise.label_relaxation(Z, ONES, 1.5),
     r"relaxation: expected \(\) or \(3,\)": lambda: noise.label_relaxation(Z, ONES, jnp.full(4, 0.1)),
-    r"noise: expected .*matrix \(4, 4\)": lambda: noise.forward_correction(Z, ONES, jnp.eye(5)),
-    r"noise: expected .*got float32 \(4, 3\)": lambda: noise.backward_correction(Z, ONES, jnp.ones((4, 3))),
-    "noise: expected rows that are": lambda: noise.forward_correction(Z, ONES, jnp.eye(4) + 0.1),
-    "noise: expected a matrix or rates": lambda: noise.forward_correction(
-        jnp.zeros((4, 4, 4)), jnp.zeros((4, 4), int), jnp.eye(4)
-    ),
+    r"matrix: expected \(4, 4\)": lambda: noise.forward_correction(Z, ONES, matrix=jnp.eye(5)),
+    r"matrix: expected .*got float32 \(4, 3\)": lambda: noise.backward_correction(Z, ONES, matrix=jnp.ones((4, 3))),
+    "matrix: expected rows that are": lambda: noise.forward_correction(Z, ONES, matrix=jnp.eye(4) + 0.1),
+    r"resample_rate: expected \(\) or \(3,\)": lambda: noise.forward_correction(Z, ONES, jnp.eye(4)),
+    "resample_rate, matrix: expected one of the two, got neither": lambda: noise.forward_correction(Z, ONES),
+    "resample_rate, matrix: .*got both": lambda: noise.backward_correction(Z, ONES, 0.1, matrix=jnp.eye(4)),
+    "flip_rate, matrix: .*got neither": lambda: noise.flip_labels(KEY, ONES, num_classes=4),
     r"labels: expected integers \(3,\)": lambda: noise.forward_correction(Z, jnp.ones(4, int), 0.1),
     r"labels: expected integers \(\*batch,\)": lambda: noise.bootstrap(Z, Z, 0.1),
     'kind: expected "soft" | "hard"': lambda: noise.bootstrap(Z, ONES, 0.1, kind="firm"),
-    "noise: expected rows .*distributions": lambda: noise.flip_labels(KEY, ONES, 2 * jnp.eye(4), num_classes=4),
+    "matrix: expected rows .*distributions": lambda: noise.flip_labels(KEY, ONES, matrix=2 * jnp.eye(4), num_classes=4),
     "labels: expected integers .*got float32": lambda: noise.disturb_labels(KEY, Z, 0.1, num_classes=4),
-    "rate: expected rates": lambda: noise.disturb_labels(KEY, ONES, 1.0, num_classes=4),
-    r"rate: expected \(\) or \(3,\)": lambda: noise.disturb_labels(KEY, ONES, jnp.full(2, 0.1), num_classes=4),
+    "^resample_rate: expected rates": lambda: noise.disturb_labels(KEY, ONES, 1.0, num_classes=4),
+    r"resample_rate: expected \(\) or \(3,\), .* \(2,\)": lambda: noise.disturb_labels(
+        KEY, ONES, jnp.full(2, 0.1), num_classes=4
+    ),
     "num_classes: expected another class": lambda: noise.flip_labels(KEY, ONES, 0.1, num_classes=1),
-    r"noise_rate: expected rates in \[0, 0.5\)": lambda: noise.optimal_smoothing(0.5, 2),
+    r"flip_rate: expected rates in \[0, 0.5\)": lambda: noise.optimal_smoothing(0.5, 2),
     "num_classes: expected at least 2": lambda: noise.optimal_smoothing(0.1, 1),
 }
 

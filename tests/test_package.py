@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "noise": f"{CORE} smoothing losses beliefs",
     "calibration": f"{CORE} losses reductions running_sums",
     "preferences": f"{CORE} smoothing losses linear",
-    "plotting": f"{CORE} calibration",
+    "plotting": f"{CORE} calibration sweeps",
     "nnx": f"{CORE} losses adaptive online calibration",
 }
 
@@ -176,16 +176,26 @@ class ToSixDigits(doctest.OutputChecker):
         return texts[0] == texts[1] and np.allclose(*numbers, rtol=2e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_has_an_example_that_runs(name):
+def examples(thing, name, recurse=False):
     """In a namespace of what a user has imported: the public names, jax, jnp, np and optax."""
-    thing = named(name)
     namespace = {public: getattr(jax_ls, public) for public in jax_ls.__all__}
     namespace |= {"jax_ls": jax_ls, "jax": jax, "jnp": jnp, "np": np, "optax": optax}
-    found = doctest.DocTestFinder(recurse=False).find(thing, name, globs=namespace)
-    assert sum(len(test.examples) for test in found) > 0
+    return doctest.DocTestFinder(recurse=recurse).find(thing, name, globs=namespace)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_an_example(name):
+    assert sum(len(test.examples) for test in examples(named(name), name)) > 0
+
+
+WITH_EXAMPLES = [name for name, path in zip(MODULES, FILES, strict=True) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_run(module):
+    """All of a file in one test, those of methods too, for they share what is compiled; the report has their names."""
     report = []
-    for test in found:
+    for test in examples(importlib.import_module(f"jax_ls.{module}"), module, recurse=True):
         doctest.DocTestRunner(checker=ToSixDigits(), verbose=False).run(test, out=report.append)
     assert not report, "".join(report)
 

@@ -1,17 +1,14 @@
 """Pictures: what they show is what they were given, on the axes that they were given."""
 
-import doctest
-import importlib
+import dataclasses
 import sys
 
-import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
 
-import jax_ls
-from jax_ls import calibration, plotting, smooth
+from jax_ls import calibration, plotting, smooth, sweeps
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,13 +25,20 @@ def close_figures():
     plt.close("all")
 
 
+def swept(smoothing, values, mode="max", **points):
+    """A result, as `sweep` returns it."""
+    values = np.array(values)
+    points = {"smoothing": np.array(smoothing)} | points
+    return sweeps.SweepResult(points, np.arange(values.shape[1]), {"accuracy": values}, "accuracy", mode)
+
+
 def draw_all():
     features, kernel = RNG.normal(size=(60, 6)), RNG.normal(size=(6, 4))
     return {
         "targets": lambda ax: plotting.plot_targets(smooth(jnp.arange(4), 0.1), 4, ax=ax),
         "reliability": lambda ax: plotting.plot_reliability(BINS, ax=ax),
         "confidence": lambda ax: plotting.plot_confidence(BINS, ax=ax),
-        "sweep": lambda ax: plotting.plot_sweep([0.0, 0.1], [[1.0, 2.0], [2.0, 3.0]], ax=ax),
+        "sweep": lambda ax: plotting.plot_sweep(swept([0.0, 0.1], [[1.0, 2.0], [2.0, 3.0]]), ax=ax),
         "penultimate": lambda ax: plotting.plot_penultimate(features, LABELS, kernel, ax=ax),
     }
 
@@ -68,8 +72,8 @@ def test_targets_are_written_in_where_they_fit():
     assert [(text.get_text(), text.get_color()) for text in ax.texts[:2]] == [("nan", "black")] * 2
 
 
-def bars(ax, colour):
-    return [p for p in ax.patches if mpl.colors.to_hex(p.get_facecolor()).upper() == colour and p.get_width() > 0]
+def bars(ax, color):
+    return [p for p in ax.patches if mpl.colors.to_hex(p.get_facecolor()).upper() == color and p.get_width() > 0]
 
 
 def test_a_bar_a_bin_with_its_gap_and_count():
@@ -120,7 +124,7 @@ def test_no_data_reads_as_no_figure():
         assert written(plotting.plot_reliability(bins))[0] == message
 
 
-def test_models_on_the_same_axes_differ_in_colour():
+def test_models_on_the_same_axes_differ_in_color():
     ax = plotting.plot_confidence(BINS, label="plain")
     plotting.plot_confidence(BINS, label="smoothed", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
@@ -133,22 +137,37 @@ def test_models_on_the_same_axes_differ_in_colour():
 
 
 def test_a_sweep_shows_means_errors_and_the_best():
-    values = np.array([[3.0, 5.0, 4.0], [1.0, 1.0, np.nan], [np.nan] * 3])
-    ax = plotting.plot_sweep([0.2, 0.0, 0.4], values, metric="error (%)", best="min")
+    values = np.array([[3.0, 5.0, 4.0], [1.0, 1.0, 1.0], [1.0, np.nan, 0.0], [np.nan] * 3])
+    ax = plotting.plot_sweep(swept([0.2, 0.0, 0.3, 0.4], values, mode="min"))
     line = ax.containers[0].lines[0]
-    np.testing.assert_array_equal(line.get_xdata(), [0.0, 0.2, 0.4])
-    np.testing.assert_array_equal(line.get_ydata(), [1.0, 4.0, np.nan])
+    np.testing.assert_array_equal(line.get_xdata(), [0.0, 0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(line.get_ydata(), [1.0, 4.0, 0.5, np.nan])
     low, high = ax.containers[0].lines[2][0].get_segments()[1][:, 1]
     np.testing.assert_allclose((high - low) / 2, np.std([3, 5, 4], ddof=1) / 3**0.5)
     assert "best: ε = 0, 1" in [text.get_text() for text in ax.get_legend().get_texts()]
-    assert ax.get_ylabel() == "error (%)"
-    top = plotting.plot_sweep([0.2, 0.0, 0.4], values)
+    assert ax.get_xlabel() == "smoothing ε"
+    assert ax.get_ylabel() == "accuracy"
+    top = plotting.plot_sweep(swept([0.2, 0.0, 0.3, 0.4], values))
     assert "best: ε = 0.2, 4" in [text.get_text() for text in top.get_legend().get_texts()]
+
+
+def test_the_ring_of_a_sweep_is_the_best_of_its_result():
+    train = lambda key, p: {"loss": (p["rate"] - 0.2) ** 2, "other": p["rate"], "row": p["rate"] * jnp.ones(2)}  # noqa: E731
+    result = sweeps.sweep(train, {"rate": [0.1, 0.2, 0.4]}, 2, metric="loss", mode="min", progress=False)
+    ax = plotting.plot_sweep(result)
+    assert "best: rate = 0.2, 0" in written(ax)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("rate", "loss")
+    other = plotting.plot_sweep(result, "other")
+    assert not any(text.startswith("best") for text in written(other))
+    plain = sweeps.sweep(lambda key, e: {"loss": e}, [0.1, 0.2], progress=False)
+    assert plotting.plot_sweep(plain).get_ylabel() == "loss"
+    with pytest.raises(ValueError, match=r'metric: expected "loss" \| "other", got None'):
+        plotting.plot_sweep(dataclasses.replace(result, metric=None))
 
 
 def test_an_infinite_run_leaves_the_errors_of_the_others():
     values = [[1.0, 2.0, np.inf], [1.0, 2.0, 3.0]]
-    ax = plotting.plot_sweep([0.1, 0.2], values)
+    ax = plotting.plot_sweep(swept([0.1, 0.2], values))
     np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(), [1.5, 2.0])
     low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose((high - low) / 2, np.std([1, 2], ddof=1) / 2**0.5)
@@ -184,10 +203,10 @@ def test_bad_input_raises_by_name():
         plotting.plot_targets(jnp.array([0, 1]))
     with pytest.raises(AssertionError, match="bins: expected the bins of one model"):
         plotting.plot_reliability(calibration.classwise_reliability(LOGITS, LABELS))
-    with pytest.raises(AssertionError, match=r"values: expected \(2,\) or \(2, S\)"):
-        plotting.plot_sweep([0.0, 0.1], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="best: expected"):
-        plotting.plot_sweep([0.0], [1.0], best="most")
+    with pytest.raises(ValueError, match="result: expected a sweep over one parameter, got smoothing, noise"):
+        plotting.plot_sweep(swept([0.0, 0.1], [[1.0], [2.0]], noise=np.zeros(2)))
+    with pytest.raises(ValueError, match="metric: expected \"accuracy\", got 'loss'"):
+        plotting.plot_sweep(swept([0.0], [[1.0]]), "loss")
     with pytest.raises(ValueError, match=r"classes: expected three of \[0, 4\), got \(0, 1\)"):
         plotting.penultimate_projection(np.ones((2, 3)), np.ones((3, 4)), classes=(0, 1))
     with pytest.raises(AssertionError, match=r"kernel: expected \(3, C\)"):
@@ -212,8 +231,7 @@ WIDE, TALL = np.ones((2, 3)), np.ones((3, 4))
             r"bins: expected a Reliability, .* float32 \(60, 4\)",
         ),
         (lambda: plotting.plot_confidence(None), TypeError, "bins: expected a Reliability, .*got None"),
-        (lambda: plotting.plot_sweep(["a"], [1.0]), TypeError, r"smoothing: expected real numbers, got \['a'\]"),
-        (lambda: plotting.plot_sweep([0.1], 1.0), AssertionError, r"values: expected \(1,\) or \(1, S\)"),
+        (lambda: plotting.plot_sweep([0.1]), TypeError, r"result: expected a SweepResult, .*got \[0.1\]"),
     ],
 )
 def test_what_cannot_be_drawn_raises_by_name(draw, error, message):
@@ -240,21 +258,7 @@ def test_no_plane_no_picture(wrong, error, message):
         plotting.plot_penultimate(**{"features": WIDE, "labels": np.zeros(2, int), "kernel": TALL} | wrong)
 
 
-CALIBRATION = [f"calibration.{name}" for name in ("errors", "reliability", "scores", "temperature")]
-
-
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "jax_ls\[plot\]"'):
-        plotting.plot_sweep([0.0], [1.0])
-
-
-@pytest.mark.parametrize("module", ["plotting.charts", "plotting.penultimate", *CALIBRATION])
-def test_examples_run(module):
-    """Those of this room and of calibration, methods and properties too."""
-    names = {name: getattr(jax_ls, name) for name in jax_ls.__all__}
-    names |= {"jax_ls": jax_ls, "jax": jax, "jnp": jnp, "np": np}
-    found = doctest.DocTestFinder().find(importlib.import_module(f"jax_ls.{module}"), module, extraglobs=names)
-    assert sum(len(test.examples) for test in found) > 1
-    for test in found:
-        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+        plotting.plot_sweep(swept([0.0], [[1.0]]))

@@ -24,7 +24,13 @@ RNG = np.random.default_rng(0)
 N = 6
 PAIRS = RNG.normal(scale=30, size=(4, N)).astype(np.float32) - 100
 EPSILON = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.45], np.float32)
-METHODS = {"dpo": (dpo, ref.preference), "robust": (robust_dpo, ref.robust)}
+
+
+def robust(*pairs, smoothing, **options):
+    return robust_dpo(*pairs, flip_rate=smoothing, **options)
+
+
+METHODS = {"dpo": (dpo, ref.preference), "robust": (robust, ref.robust)}
 
 run = jax.jit(
     lambda pairs, beta, smoothing, method: METHODS[method][0](*pairs, beta=beta, smoothing=smoothing),
@@ -240,9 +246,9 @@ def test_what_cannot_be_checked_is_nan():
 
 ONES = jnp.ones(3)
 BAD = [
-    ("smoothing", lambda: robust_dpo(ONES, ONES, ONES, ONES, smoothing=0.5), "0.5"),
-    ("smoothing", lambda: robust_smoothing(jnp.array([0.1, 0.75])), "0.75"),
-    ("smoothing", lambda: robust_smoothing(0.5 - 1e-10), "0.4999"),
+    ("flip_rate", lambda: robust_dpo(ONES, ONES, ONES, ONES, flip_rate=0.5), "0.5"),
+    ("flip_rate", lambda: robust_smoothing(jnp.array([0.1, 0.75])), "0.75"),
+    ("flip_rate", lambda: robust_smoothing(0.5 - 1e-10), "0.4999"),
     ("smoothing", lambda: bradley_terry(ONES, ONES, jnp.ones(2)), r"float32 \(2,\)"),
     ("beta", lambda: dpo(ONES, ONES, ONES, ONES, beta=0.0), "0.0"),
     ("beta", lambda: dpo(ONES, ONES, ONES, ONES, beta=jnp.ones(2)), r"float32 \(2,\)"),

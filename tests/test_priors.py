@@ -175,7 +175,7 @@ MISTAKES = [
     (lambda: priors.unigram(ONES), r"counts: expected \(K,\), one number a class, got float32 \(3, 3\)"),
     (lambda: priors.unigram([1, 2], pseudo_count=-1), r"pseudo_count: .*got -1"),
     (lambda: priors.unigram([1, 2], temperature=0.0), r"temperature: .*got 0.0"),
-    (lambda: priors.unigram([1, 2], where=np.ones(3, bool)), r"where: .*got bool \(3,\)"),
+    (lambda: priors.unigram([1, 2], class_where=np.ones(3, bool)), r"class_where: .*got bool \(3,\)"),
     (lambda: priors.unigram("many"), r"counts: .*got 'many'"),
     (lambda: priors.similarity(), r"embeddings, confusion: expected one of the two"),
     (lambda: priors.similarity(ONES, confusion=ONES), r"embeddings, confusion"),

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jax_ls import mean, reduce, smoothed_cross_entropy
+from jax_ls import calibration, linear_cross_entropy, mean, online, reduce, smoothed_cross_entropy
+from jax_ls.adaptive import CalibrationController
 
 NAN, INF = np.nan, np.inf
 REDUCTIONS = ["none", "sum", "mean", "sum_by_nonzero_weights"]
@@ -32,7 +34,7 @@ def divisor(reduction, weights):
 @functools.partial(jax.jit, static_argnames="reduction")
 def value_and_slopes(losses, weights, reduction):
     def total(losses, weights):
-        reduced = reduce(losses, reduction, weights=weights)
+        reduced = reduce(losses, weights, reduction=reduction)
         return reduced.sum(), reduced
 
     (_, reduced), slopes = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(losses, weights)
@@ -65,7 +67,7 @@ def test_no_weights_are_weights_of_one():
     losses = jnp.array([1.0, 2.0, 6.0])
     for reduction in REDUCTIONS:
         expected = by_definition(np.array([1.0, 2.0, 6.0]), reduction, np.ones(3))
-        np.testing.assert_allclose(reduce(losses, reduction), expected)
+        np.testing.assert_allclose(reduce(losses, reduction=reduction), expected)
     np.testing.assert_allclose(mean(losses), 3.0)
 
 
@@ -81,7 +83,7 @@ def test_a_loss_of_no_weight_is_not_looked_at(reduction, poison):
 
 def test_a_nan_that_counts_is_seen():
     for reduction in REDUCTIONS:
-        assert np.isnan(reduce(jnp.array([1.0, NAN]), reduction, weights=jnp.array([1.0, 1.0]))).any()
+        assert np.isnan(reduce(jnp.array([1.0, NAN]), jnp.array([1.0, 1.0]), reduction=reduction)).any()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32", "bool"])
@@ -89,7 +91,7 @@ def test_losses_and_weights_of_other_dtypes_are_summed_in_float32(dtype):
     # 2049 ones do not fit into a sum in either half precision.
     ones = jnp.ones(2049, dtype)
     for weights in (ones, jnp.ones(2049)):
-        total = reduce(ones, "sum", weights=weights)
+        total = reduce(ones, weights, reduction="sum")
         assert total.dtype == jnp.float32
         assert total == 2049
 
@@ -98,7 +100,7 @@ def test_weights_broadcast():
     losses = jnp.arange(6.0).reshape(2, 3)
     np.testing.assert_allclose(mean(losses, jnp.array([[1.0], [0.0]])), 1.0)
     np.testing.assert_allclose(mean(losses, 2.0), 2.5)
-    np.testing.assert_allclose(reduce(losses, "sum_by_nonzero_weights", weights=jnp.array([[0.0], [2.0]])), 8.0)
+    np.testing.assert_allclose(reduce(losses, jnp.array([[0.0], [2.0]]), reduction="sum_by_nonzero_weights"), 8.0)
 
 
 def test_an_empty_mean_is_zero_with_zero_gradients():
@@ -171,7 +173,7 @@ def test_reductions_over_devices_are_those_of_the_whole_batch(batch_axis_name, r
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(batch_axis_name), out_specs=(P(), P(batch_axis_name)))
     def everywhere(losses, weights):
-        return jax.value_and_grad(lambda x: reduce(x, reduction, weights=weights, batch_axis_name=batch_axis_name))(
+        return jax.value_and_grad(lambda x: reduce(x, weights, reduction=reduction, batch_axis_name=batch_axis_name))(
             losses
         )
 
@@ -186,3 +188,29 @@ def test_an_empty_mean_over_devices_is_zero():
         functools.partial(mean, batch_axis_name="data"), mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()
     )
     assert jax.jit(over)(jnp.full(8, NAN), jnp.zeros(8)) == 0
+
+
+ZEROS, FIRST, CONTROLLER = jnp.zeros((4, 3)), jnp.zeros(4, int), CalibrationController()
+OVER_DEVICES = {
+    "mean": lambda axis: mean(jnp.ones(4), batch_axis_name=axis),
+    "reduce": lambda axis: reduce(jnp.ones(4), reduction="sum", batch_axis_name=axis),
+    "linear": lambda axis: linear_cross_entropy(jnp.ones((4, 2)), jnp.ones((2, 3)), FIRST, batch_axis_name=axis),
+    "online": lambda axis: online.update(online.init(3), ZEROS, FIRST, batch_axis_name=axis),
+    "controller": lambda axis: CONTROLLER.update(CONTROLLER.init(), ZEROS, FIRST, batch_axis_name=axis),
+    "ece": lambda axis: calibration.expected_calibration_error(ZEROS, FIRST, batch_axis_name=axis),
+    "ece, mass": lambda axis: calibration.reliability(ZEROS, FIRST, binning="mass", batch_axis_name=axis).count,
+    "risk": lambda axis: calibration.area_under_risk_coverage(ZEROS, FIRST, batch_axis_name=axis),
+    "nll": lambda axis: calibration.negative_log_likelihood(ZEROS, FIRST, batch_axis_name=axis),
+    "temperature": lambda axis: calibration.fit_temperature(ZEROS, FIRST, batch_axis_name=axis),
+}
+
+
+@pytest.mark.parametrize("name", OVER_DEVICES)
+@pytest.mark.parametrize(("axis", "wrong"), [("nope", "nope"), (("data", "nope"), "nope"), (3, 3)])
+def test_a_mesh_axis_that_does_not_exist_raises_in_our_words(name, axis, wrong):
+    expected = "batch_axis_name: expected a mesh axis of the surrounding jax.shard_map, "
+    with pytest.raises(ValueError, match=f"{expected}and there is none around this call, got"):
+        OVER_DEVICES[name](axis)
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=rf"{expected}one of 'data' \| 'model', got {wrong!r}"):
+        jax.eval_shape(jax.shard_map(lambda: OVER_DEVICES[name](axis), mesh=mesh, in_specs=(), out_specs=P()))

@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 
 from jax_ls import mean, smoothed_cross_entropy
 from jax_ls.sweeps import grid, log_uniform, sweep
+from jax_ls.sweeps.storage import fingerprint
 from jax_ls.sweeps.sweep import _groups, _runs
 
 EPSILONS = np.array([-0.2, 0.0, 0.1, 0.2, 0.5], dtype=np.float32)
@@ -161,14 +162,29 @@ def test_integers_resume_to_the_last_bit(tmp_path):
 
 FINGERPRINT = """
 import jax
-from jax.extend.core import ClosedJaxpr
-from jax_ls.sweeps.storage import fingerprint
 from jax.sharding import PartitionSpec as P
+from jax_ls.sweeps.storage import fingerprint
 policy = jax.checkpoint_policies.save_only_these_names("a", "b", "c", "d")
 mesh = jax.make_mesh((1, 1, 1), ("first", "second", "third"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 split = jax.shard_map(lambda x: jax.lax.psum(x, mesh.axis_names), mesh=mesh, in_specs=P(mesh.axis_names), out_specs=P())
-print(fingerprint(jax.make_jaxpr(jax.grad(jax.checkpoint(lambda x: split(x[None] ** 2)[0], policy=policy)))(1.0)))
+def f(x):
+    jax.debug.print("{}", x)
+    return split(x[None] ** 2)[0]
+print(fingerprint(jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=policy)))(1.0)))
 """
+
+
+@pytest.mark.parametrize("other", [{"data": 2.0}, {"nested": 2.0}, {"seed": 1}, {"power": 2}])
+def test_a_program_with_another_constant_is_another_program(other):
+    """Constants of the function, of a function that it jits, keys among them, and numbers written in it."""
+
+    def identity(data=1.0, nested=1.0, seed=0, power=1):
+        x, y, key = data * jnp.arange(3.0), nested * np.arange(3.0, dtype=np.float32), jax.random.key(seed)
+        inner = jax.jit(lambda e: (y * e).sum())
+        return fingerprint(jax.make_jaxpr(lambda e: x.sum() * inner(e) ** power + jax.random.normal(key))(0.5))
+
+    assert identity() == identity()
+    assert identity() != identity(**other)
 
 
 def test_another_process_knows_the_function_again():

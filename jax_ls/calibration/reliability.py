@@ -311,8 +311,8 @@ def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
 
 def _quantiles(confidence: jax.Array, kept: jax.Array, num_bins: int, batch_axis_name: AxisName | None) -> jax.Array:
     """0, the ceil(n b / B)-th smallest confidences of the n that count, and 1."""
-    values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), batch_axis_name)
     count = sum_over_devices(jnp.sum(kept, dtype=jnp.int32), batch_axis_name)
+    values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), batch_axis_name)
     b = jnp.arange(1, num_bins, dtype=jnp.int32)
     rank = count // num_bins * b + (count % num_bins * b + num_bins - 1) // num_bins
     inner = jnp.sort(values)[jnp.maximum(rank, 1) - 1] if values.size else jnp.ones(b.shape, values.dtype)

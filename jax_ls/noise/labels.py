@@ -17,16 +17,16 @@ __all__ = ["disturb_labels", "flip_labels", "optimal_smoothing"]
 
 
 def disturb_labels(
-    key: jax.Array, labels: jax.typing.ArrayLike, rate: jax.typing.ArrayLike, *, num_classes: int
+    key: jax.Array, labels: jax.typing.ArrayLike, resample_rate: jax.typing.ArrayLike, *, num_classes: int
 ) -> jax.Array:
     """Each label resampled with probability α, uniformly over all K classes: its average is the smoothed label.
 
-    E[δ_y'] = (1 − α) δ_y + α/K, `smooth(labels, rate)`. Drawn anew at each step, this is DisturbLabel.
+    E[δ_y'] = (1 − α) δ_y + α/K, `smooth(labels, resample_rate)`. Drawn anew at each step, this is DisturbLabel.
 
     Args:
       key: a key of `jax.random`.
       labels: y, integers of any shape; those outside [0, K), `ignore_index` for one, stay as they are.
-      rate: α, () or the shape of the labels, in [0, 1).
+      resample_rate: α, () or the shape of the labels, in [0, 1).
       num_classes: K.
 
     Returns:
@@ -46,32 +46,39 @@ def disturb_labels(
       Xie et al., DisturbLabel: Regularizing CNN on the Loss Layer, 2016.
     """
     y, size = checks.as_labels("labels", labels), checks.check_size("num_classes", num_classes)
-    alpha = as_rate("rate", rate, y.shape)
+    alpha = as_rate("resample_rate", resample_rate, y.shape)
     which, what = jax.random.split(key)
     drawn = jax.random.randint(what, y.shape, 0, size, y.dtype)
     return jnp.where(_chosen(which, y, alpha, size), drawn, y).astype(jnp.asarray(labels).dtype)
 
 
 def flip_labels(
-    key: jax.Array, labels: jax.typing.ArrayLike, noise: jax.typing.ArrayLike, *, num_classes: int
+    key: jax.Array,
+    labels: jax.typing.ArrayLike,
+    flip_rate: jax.typing.ArrayLike | None = None,
+    *,
+    matrix: jax.typing.ArrayLike | None = None,
+    num_classes: int,
 ) -> jax.Array:
     """Wrong labels for experiments: flipped with probability e to one of the other classes, or by a matrix.
 
-    P(y' = j | y = i) = e/(K−1) for j ≠ i, or T_ij. Losses that take α want α = e K/(K−1).
+    P(y' = j | y = i) = e/(K−1) for j ≠ i, or T_ij. A loss with a `resample_rate` wants α = e K/(K−1).
 
     Args:
       key: a key of `jax.random`.
       labels: y, integers of any shape; those outside [0, K) stay as they are.
-      noise: e, () or the shape of the labels, in [0, 1); or T, (K, K), its rows what each class is seen as.
+      flip_rate: e, the share of labels that become wrong; () or the shape of the labels, in [0, 1).
+      matrix: T, (K, K), in place of e: T_ij = P(seen as j | i).
       num_classes: K.
 
     Returns:
       Labels in the shape and dtype of `labels`.
 
     Raises:
-      AssertionError: labels that are no integers, noise of another shape.
+      AssertionError: labels that are no integers, a rate or a matrix of another shape.
+      TypeError: `flip_rate` and `matrix` are both given, or neither is.
       ValueError: a rate outside [0, 1), a matrix whose rows are no distributions, where they are concrete; a rate
-        with fewer than two classes, or a shape that rate and matrix share.
+        with fewer than two classes.
 
     Example:
       >>> from jax_ls import noise
@@ -83,11 +90,12 @@ def flip_labels(
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017.
     """
     y, size = checks.as_labels("labels", labels), checks.check_size("num_classes", num_classes)
-    if is_matrix("noise", noise, y.shape):
-        matrix = as_matrix("noise", noise, size)
-        drawn = jax.random.categorical(key, jnp.log(look_up(matrix, y)), axis=-1).astype(y.dtype)
+    assert_one_given("flip_rate", flip_rate, matrix)
+    if matrix is not None:
+        rows = look_up(as_matrix("matrix", matrix, size), y)
+        drawn = jax.random.categorical(key, jnp.log(rows), axis=-1).astype(y.dtype)
         return jnp.where((y >= 0) & (y < size), drawn, y).astype(jnp.asarray(labels).dtype)
-    rate = as_rate("noise", noise, y.shape)
+    rate = as_rate("flip_rate", flip_rate, y.shape)
     if size < 2:
         raise ValueError(f"num_classes: expected another class to flip to, got {size}")
     which, what = jax.random.split(key)
@@ -96,7 +104,7 @@ def flip_labels(
 
 
 def optimal_smoothing(
-    noise_rate: jax.typing.ArrayLike, num_classes: int, *, clean: jax.typing.ArrayLike = 0.0
+    flip_rate: jax.typing.ArrayLike, num_classes: int, *, clean: jax.typing.ArrayLike = 0.0
 ) -> jax.Array:
     """The ε for labels flipped with probability e: smoothed noisy labels then average to the smoothed clean ones.
 
@@ -104,12 +112,12 @@ def optimal_smoothing(
     then unbounded below, and wants plain training first; `forward_correction` is the bounded way.
 
     Args:
-      noise_rate: e, in [0, 1 − 1/K), any shape; beyond, labels tell nothing.
+      flip_rate: e, in [0, 1 − 1/K), any shape; beyond, labels tell nothing.
       num_classes: K, at least 2.
       clean: r*, the ε that is best without noise.
 
     Returns:
-      r, in the shape of `noise_rate` and `clean`; NaN for a traced rate out of range.
+      r, in the shape of `flip_rate` and `clean`; NaN for a traced rate out of range.
 
     Raises:
       TypeError, ValueError: K < 2, or a rate out of range where it is concrete.
@@ -125,7 +133,7 @@ def optimal_smoothing(
     size = checks.check_size("num_classes", num_classes)
     if size < 2:
         raise ValueError(f"num_classes: expected at least 2, got {size}")
-    alpha = as_rate("noise_rate", noise_rate, None, 1 - 1 / size) * (size / (size - 1))
+    alpha = as_rate("flip_rate", flip_rate, None, 1 - 1 / size) * (size / (size - 1))
     best = checks.as_weight("clean", clean)
     return (best - alpha) / (1 - alpha)
 
@@ -141,18 +149,16 @@ def as_rate(name: str, x: object, batch: checks.Shape | None, below: float = 1.0
     return jnp.where(fits, rate, jnp.nan)
 
 
-def is_matrix(name: str, x: jax.typing.ArrayLike, batch: checks.Shape) -> bool:
-    """Whether noise is told by a matrix; by rates if it is () or of the shape of the labels."""
-    shape = jnp.shape(x)
-    if shape == batch and len(shape) == 2 and shape[0] == shape[1] and shape[0] > 1:
-        raise ValueError(f"{name}: expected a matrix or rates, got {shape}, the shape of both; flatten the batch")
-    return len(shape) == 2 and shape != batch
+def assert_one_given(name: str, rate: object, matrix: object) -> None:
+    """Raises unless either the rate called `name` or the matrix is given."""
+    if (rate is None) == (matrix is None):
+        raise TypeError(f"{name}, matrix: expected one of the two, got {'neither' if rate is None else 'both'}")
 
 
 def as_matrix(name: str, x: jax.typing.ArrayLike, size: int) -> jax.Array:
-    """T, (K, K), its rows distributions where that can be seen."""
+    """T, (K, K). Rows that are no distributions raise, unless they are traced."""
     matrix = checks.as_class_values(name, x)
-    checks.assert_shape(name, matrix, [(size, size)], f"() or (*batch,) rates, or a matrix ({size}, {size})")
+    checks.assert_shape(name, matrix, [(size, size)], f"({size}, {size}), a row for each class")
     if not isinstance(matrix, Tracer):
         rows = np.asarray(matrix)
         if not (np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=1e-3)):

@@ -12,7 +12,7 @@ from jax_ls.algebra import Target, pytree
 from jax_ls.beliefs import Belief, Likeliest
 from jax_ls.class_axis import AxisName, ClassAxis, look_up, saved
 from jax_ls.losses import cross_entropy
-from jax_ls.noise.labels import as_matrix, as_rate, is_matrix
+from jax_ls.noise.labels import as_matrix, as_rate, assert_one_given
 from jax_ls.smoothing import smooth
 from jax_ls.targets import OneHot, Rows
 
@@ -22,8 +22,9 @@ __all__ = ["backward_correction", "bootstrap", "forward_correction", "label_rela
 def forward_correction(
     logits: jax.typing.ArrayLike,
     labels: jax.typing.ArrayLike,
-    noise: jax.typing.ArrayLike,
+    resample_rate: jax.typing.ArrayLike | None = None,
     *,
+    matrix: jax.typing.ArrayLike | None = None,
     where: jax.typing.ArrayLike | None = None,
     class_where: jax.typing.ArrayLike | None = None,
     axis: int = -1,
@@ -36,8 +37,10 @@ def forward_correction(
     Args:
       logits: z, real numbers with K classes on `axis`.
       labels: the noisy y, integers (*batch,).
-      noise: α, () or (*batch,), in [0, 1), NaN for an example whose traced α is not; or T, (K, K),
-        T_ij = P(seen as j | i), whole even where classes are split over devices. Traced, it is not checked.
+      resample_rate: α, the share of labels drawn anew from all K classes; () or (*batch,), in [0, 1). An example
+        whose traced α is outside gets NaN.
+      matrix: T, (K, K), in place of α: T_ij = P(seen as j | i). It is whole even where classes are split over devices.
+        A traced one is not checked.
       where, class_where, axis, class_axis_name: as in `cross_entropy`; K counts the classes that exist.
 
     Returns:
@@ -45,8 +48,8 @@ def forward_correction(
 
     Raises:
       AssertionError: dtypes or shapes that do not fit, by name.
-      ValueError: rates outside [0, 1) or rows that are no distributions, where they are concrete; a shape that
-        rates and matrix share.
+      ValueError: rates outside [0, 1) or rows that are no distributions, where they are concrete.
+      TypeError: `resample_rate` and `matrix` are both given, or neither is.
 
     Example:
       >>> from jax_ls import noise
@@ -59,8 +62,9 @@ def forward_correction(
       Mitigate Label Noise?, 2020 (symmetric).
     """
     z, y = _arguments(logits, labels, axis)
-    if not is_matrix("noise", noise, y.shape):
-        rate = as_rate("noise", noise, y.shape)
+    assert_one_given("resample_rate", resample_rate, matrix)
+    if matrix is None:
+        rate = as_rate("resample_rate", resample_rate, y.shape)
         classes = jnp.log(_num_classes(z, class_where, axis, class_axis_name))
 
         def loss(nll: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -73,17 +77,18 @@ def forward_correction(
             return jnp.where(far, bounded, nll - jnp.log1p(alpha * jnp.expm1(jnp.minimum(d, 60))))
 
         return _of_nll(loss, z, y, rate, where, class_where, axis, class_axis_name)
-    matrix = as_matrix("noise", noise, z.shape[axis] * _num_devices(class_axis_name))
+    table = as_matrix("matrix", matrix, z.shape[axis] * _num_devices(class_axis_name))
     return cross_entropy(
-        z, _Seen(matrix, y), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
+        z, _Seen(table, y), where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name
     )
 
 
 def backward_correction(
     logits: jax.typing.ArrayLike,
     labels: jax.typing.ArrayLike,
-    noise: jax.typing.ArrayLike,
+    resample_rate: jax.typing.ArrayLike | None = None,
     *,
+    matrix: jax.typing.ArrayLike | None = None,
     where: jax.typing.ArrayLike | None = None,
     class_where: jax.typing.ArrayLike | None = None,
     axis: int = -1,
@@ -95,14 +100,15 @@ def backward_correction(
     Unbounded below: train plainly first, or take `forward_correction`.
 
     Args:
-      logits, labels, noise, where, class_where, axis, class_axis_name: as in `forward_correction`. T is inverted in
-        every call; `cross_entropy(logits, Rows(inverse, labels))` takes the inverse.
+      logits, labels, resample_rate, matrix, where, class_where, axis, class_axis_name: as in
+        `forward_correction`. T is inverted in every call; `cross_entropy(logits, Rows(inverse, labels))` takes the
+        inverse.
 
     Returns:
       Losses (*batch,) in float32 or wider, of any sign; not finite if T has no inverse.
 
     Raises:
-      AssertionError, ValueError: as `forward_correction`.
+      AssertionError, TypeError, ValueError: as `forward_correction`.
 
     Example:
       >>> from jax_ls import noise
@@ -114,12 +120,13 @@ def backward_correction(
       Mitigate Label Noise?, 2020.
     """
     z, y = _arguments(logits, labels, axis)
-    if is_matrix("noise", noise, y.shape):
-        inverse = jnp.linalg.inv(as_matrix("noise", noise, z.shape[axis] * _num_devices(class_axis_name)))
-        target: Target = Rows(_held(inverse, z.shape[axis], class_axis_name), y)
+    assert_one_given("resample_rate", resample_rate, matrix)
+    if matrix is None:
+        rate = as_rate("resample_rate", resample_rate, y.shape)
+        target: Target = smooth(y, -rate / (1 - rate))
     else:
-        alpha = as_rate("noise", noise, y.shape)
-        target = smooth(y, -alpha / (1 - alpha))
+        table = as_matrix("matrix", matrix, z.shape[axis] * _num_devices(class_axis_name))
+        target = Rows(_held(jnp.linalg.inv(table), z.shape[axis], class_axis_name), y)
     return cross_entropy(z, target, where=where, class_where=class_where, axis=axis, class_axis_name=class_axis_name)
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's blue, vermilion, green and purple, told apart by all common kinds of colour vision.
-BLUE, VERMILION, GREEN, PURPLE = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+# Okabe and Ito's blue, vermilion, green and purple, told apart by all common kinds of color vision.
+BLUE, VERMILION, GREEN, PURPLE = COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "^", "s", "D")
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import numpy as np
 from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.calibration.reliability import Reliability
-from jax_ls.plotting._canvas import BLUE, COLOURS, MARKERS, VERMILION, finish, new_axes, numbers
+from jax_ls.plotting._canvas import BLUE, COLORS, MARKERS, VERMILION, finish, new_axes, numbers
+from jax_ls.sweeps.results import SweepResult
 from jax_ls.targets import as_target
 
 if TYPE_CHECKING:
@@ -127,14 +128,14 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
 
 
 def plot_confidence(
-    bins: Reliability, *, label: str | None = None, colour: str | None = None, ax: "Axes | None" = None
+    bins: Reliability, *, label: str | None = None, color: str | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Histogram of confidence, its mean (dashed) and the accuracy (solid). Draw several models on the same axes.
 
     Args:
       bins: of `calibration.reliability`; more of them (`num_bins=50`) show more.
       label: name of the model in the legend.
-      colour: of matplotlib; the next of a palette for the colour-blind if None.
+      color: of matplotlib; the next of a palette for the color-blind if None.
       ax: matplotlib axes to draw on; a new figure if None.
 
     Returns:
@@ -155,39 +156,32 @@ def plot_confidence(
     """
     edges, count, _, _ = _drawn(bins)
     axes = new_axes(ax, (5.2, 3.6))
-    colour = colour or COLOURS[len(axes.patches) // 2 % len(COLOURS)]
+    color = color or COLORS[len(axes.patches) // 2 % len(COLORS)]
     total = max(count.sum(), 1)
-    axes.stairs(count / total, edges, fill=True, color=colour, alpha=0.3, lw=0)
+    axes.stairs(count / total, edges, fill=True, color=color, alpha=0.3, lw=0)
     mean, right = float(np.sum(bins.confidence_sum)) / total, float(np.sum(bins.correct)) / total
     name = "" if label is None else f"{label}: "
-    axes.stairs(count / total, edges, color=colour, lw=1.4)
+    axes.stairs(count / total, edges, color=color, lw=1.4)
     missing = _missing(bins)
     if missing:
-        axes.plot([], [], color=colour, lw=1.6, label=f"{name}{missing}")
+        axes.plot([], [], color=color, lw=1.6, label=f"{name}{missing}")
     else:
-        axes.axvline(mean, color=colour, ls="--", lw=1.6, label=f"{name}mean confidence {mean:.1%}")
-        axes.axvline(right, color=colour, ls="-", lw=1.6, label=f"{name}accuracy {right:.1%}")
+        axes.axvline(mean, color=color, ls="--", lw=1.6, label=f"{name}mean confidence {mean:.1%}")
+        axes.axvline(right, color=color, ls="-", lw=1.6, label=f"{name}accuracy {right:.1%}")
     axes.set(xlabel="confidence", ylabel="share of the predictions", xlim=(0, 1))
     finish(axes)
     return axes
 
 
 def plot_sweep(
-    smoothing: Array,
-    values: Array,
-    *,
-    metric: str = "accuracy",
-    best: Literal["max", "min"] = "max",
-    label: str | None = None,
-    ax: "Axes | None" = None,
+    result: SweepResult, metric: str | None = None, *, label: str | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """A metric against ε: the mean over seeds, its standard error, every run as a dot, and a ring around the best mean.
 
     Args:
-      smoothing: ε, (E,).
-      values: of the metric, (E,) or (E, seeds); runs that diverged, to NaN or infinity, are left out.
-      metric: its name and unit, for the axis.
-      best: whether the largest or the smallest is best.
+      result: of `sweeps.sweep` over ε, or over one parameter of another name. Runs that diverged are left out.
+      metric: the name of a metric that is one number a run; if None, `result.metric`, or the only one that there is.
+        The ring is drawn for `result.metric` alone, around `result.best`.
       label: name of the curve in the legend.
       ax: matplotlib axes to draw on, more curves than one if you like; a new figure if None.
 
@@ -195,41 +189,51 @@ def plot_sweep(
       The axes.
 
     Raises:
-      AssertionError: shapes that do not fit, by name.
       ImportError: matplotlib is missing.
-      ValueError: `best`.
+      TypeError, ValueError: `result` is no `SweepResult` or one of several parameters, `metric` is not in it.
 
     Example:
-      >>> from jax_ls import plotting
-      >>> plotting.plot_sweep([0.0, 0.1], [[0.90, 0.91], [0.93, 0.92]]).get_ylabel()
-      'accuracy'
+      >>> from jax_ls import plotting, sweeps
+      >>> train = lambda key, eps: {"loss": (eps - 0.2) ** 2}
+      >>> result = sweeps.sweep(train, [0.0, 0.1, 0.2, 0.3], metric="loss", mode="min")
+      >>> plotting.plot_sweep(result).get_ylabel()
+      'loss'
     """
-    checks.check_option("best", best, ("max", "min"))
-    epsilon, runs = numbers("smoothing", smoothing), numbers("values", values)
-    checks.assert_rank("smoothing", epsilon, 1, "numbers (E,)")
-    runs = runs[:, None] if runs.ndim == 1 else runs
-    size = epsilon.size
-    checks.assert_shape("values", runs, [(size, *runs.shape[1:2])], f"({size},) or ({size}, S)")
-    order = np.argsort(epsilon)
-    epsilon, runs = epsilon[order], runs[order]
-    finite = [run[np.isfinite(run)] for run in runs]
-    mean = np.array([run.mean() if run.size else np.nan for run in finite])
-    spread = [run.std(ddof=1) / run.size**0.5 if run.size > 1 else 0.0 for run in finite]
+    parameter, metric = _swept(result, metric)
+    values, runs = result.points[parameter], np.asarray(result.metrics[metric], float)
+    mean, error = result.mean(metric), np.nan_to_num(result.standard_error(metric))
+    order = np.argsort(values)
     axes = new_axes(ax, (5.2, 3.6))
-    colour, marker = (options[len(axes.containers) % len(COLOURS)] for options in (COLOURS, MARKERS))
+    color, marker = (options[len(axes.containers) % len(COLORS)] for options in (COLORS, MARKERS))
     name = label or ("mean ± standard error" if runs.shape[-1] > 1 else None)
-    style = {"color": colour, "marker": marker, "ms": 5, "capsize": 3, "lw": 1.4}
-    axes.errorbar(epsilon, mean, yerr=spread, label=name, **style)
+    style = {"color": color, "marker": marker, "ms": 5, "capsize": 3, "lw": 1.4}
+    axes.errorbar(values[order], mean[order], yerr=error[order], label=name, **style)
     if runs.shape[-1] > 1:
-        axes.plot(epsilon, runs, ".", color=colour, alpha=0.3, ms=5, mew=0)
-    if np.isfinite(mean).any():
-        top = np.nanargmax(mean) if best == "max" else np.nanargmin(mean)
-        told = f"best: ε = {epsilon[top]:.3g}, {mean[top]:.4g}"
-        ring = {"mfc": "none", "mec": colour, "mew": 2, "ms": 13}
-        axes.plot(epsilon[top], mean[top], "o", label=told, **ring)
-    axes.set(xlabel="smoothing ε", ylabel=metric)
+        axes.plot(
+            values[order], np.where(np.isfinite(runs), runs, np.nan)[order], ".", color=color, alpha=0.3, ms=5, mew=0
+        )
+    best = result.best_index
+    if metric == result.metric and best is not None:
+        symbol = "ε" if parameter == "smoothing" else parameter
+        told = f"best: {symbol} = {values[best]:.3g}, {mean[best]:.4g}"
+        axes.plot(values[best], mean[best], "o", label=told, mfc="none", mec=color, mew=2, ms=13)
+    axes.set(xlabel="smoothing ε" if parameter == "smoothing" else parameter, ylabel=metric)
     finish(axes)
     return axes
+
+
+def _swept(result: Any, metric: str | None) -> tuple[str, str]:
+    """The parameter and the metric that `plot_sweep` draws."""
+    if not isinstance(result, SweepResult):
+        raise TypeError(f"result: expected a SweepResult, of sweeps.sweep, got {checks.describe(result)}")
+    parameters = list(result.points)
+    if len(parameters) != 1:
+        raise ValueError(f"result: expected a sweep over one parameter, got {', '.join(parameters)}")
+    numbers_a_run = [name for name, x in result.metrics.items() if x.ndim == 2]
+    if metric is None:
+        metric = numbers_a_run[0] if result.metric is None and len(numbers_a_run) == 1 else result.metric
+    checks.check_option("metric", metric, numbers_a_run)
+    return parameters[0], str(metric)
 
 
 def _written(value: float) -> str:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jax_ls import checks
-from jax_ls.plotting._canvas import COLOURS, MARKERS, finish, new_axes, numbers
+from jax_ls.plotting._canvas import COLORS, MARKERS, finish, new_axes, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,12 +107,12 @@ def plot_penultimate(
     axes = new_axes(ax, (4.8, 4.6))
     shown = points[np.isin(y, chosen)]
     size = np.abs(shown).max() if len(shown) else 1.0
-    looks = zip(COLOURS[:3], MARKERS[:3], strict=True)
-    for k, name, template, (colour, marker) in zip(chosen, names, templates, looks, strict=True):
+    looks = zip(COLORS[:3], MARKERS[:3], strict=True)
+    for k, name, template, (color, marker) in zip(chosen, names, templates, looks, strict=True):
         # A template in the middle of the others points nowhere.
         tip = template / (np.linalg.norm(template) or 1) * size * 1.05
-        axes.plot([0, tip[0]], [0, tip[1]], ":", color=colour, lw=1.4, zorder=1)
-        style = {"color": colour, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
+        axes.plot([0, tip[0]], [0, tip[1]], ":", color=color, lw=1.4, zorder=1)
+        style = {"color": color, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
         axes.scatter(*points[y == k].T, label=name, **style)
     axes.plot([], [], ":", color="0.4", label="towards the template")
     unit = "units of the features"

@@ -135,42 +135,42 @@ def robust_dpo(
     reference_rejected: Array,
     *,
     beta: Array = 0.1,
-    smoothing: Array = 0.0,
+    flip_rate: Array = 0.0,
     where: Array | None = None,
 ) -> Preference:
-    """DPO that flipped pairs do not bias: `dpo` at −ε/(1−2ε), whose mean over flips is the loss without them.
+    """DPO that flipped pairs do not bias: `dpo` at ε = −e/(1−2e), whose mean over flips is the loss without them.
 
     Where a pair is always won, the loss has no least value: stop early, or keep β h in reach by other means.
 
     Args:
       policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where: as in `dpo`.
-      smoothing: ε < 1/2, the share of flipped pairs, () or (*batch,). May be traced; NaN there if not below 1/2.
+      flip_rate: e < 1/2, the share of flipped pairs, () or (*batch,). May be traced; NaN there if not below 1/2.
 
     Returns:
       A `Preference`. Losses may be negative.
 
     Raises:
       AssertionError, TypeError: as `dpo`.
-      ValueError: ε ≥ 1/2, where labels tell nothing; a β that is not positive.
+      ValueError: e ≥ 1/2, where labels tell nothing; a β that is not positive.
 
     Example:
       >>> from jax_ls.preferences import robust_dpo
       >>> pair = jnp.array([-10.0]), jnp.array([-30.0]), jnp.array([-20.0]), jnp.array([-20.0])
-      >>> print(robust_dpo(*pair, smoothing=0.1).loss.round(4))
+      >>> print(robust_dpo(*pair, flip_rate=0.1).loss.round(4))
       [-0.1231]
 
     References:
       Chowdhury et al., Provably Robust DPO: Aligning Language Models with Noisy Feedback, 2024.
     """
     pairs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
-    return dpo(*pairs, beta=beta, smoothing=robust_smoothing(smoothing), where=where)
+    return dpo(*pairs, beta=beta, smoothing=robust_smoothing(flip_rate), where=where)
 
 
-def robust_smoothing(smoothing: Array) -> jax.Array:
-    """−ε/(1−2ε): the smoothing that makes a binary loss unbiased where a share ε of the labels is flipped.
+def robust_smoothing(flip_rate: Array) -> jax.Array:
+    """−e/(1−2e): the smoothing that makes a binary loss unbiased where a share e of the labels is flipped.
 
     Args:
-      smoothing: ε < 1/2, any shape. May be traced; NaN there if not below 1/2.
+      flip_rate: e < 1/2, any shape. May be traced; NaN there if not below 1/2.
 
     Returns:
       A negative smoothing for `bradley_terry`, `dpo` or `sigmoid_cross_entropy` with `prior=0`.
@@ -186,8 +186,8 @@ def robust_smoothing(smoothing: Array) -> jax.Array:
     References:
       Natarajan et al., Learning with Noisy Labels, 2013; Chowdhury et al., Provably Robust DPO, 2024.
     """
-    epsilon = as_parameter("smoothing", smoothing, lambda x: x < 0.5, "a share of flipped pairs below 1/2")
-    return -epsilon / (1 - 2 * epsilon)
+    rate = as_parameter("flip_rate", flip_rate, lambda x: x < 0.5, "a share of flipped pairs below 1/2")
+    return -rate / (1 - 2 * rate)
 
 
 def sequence_log_probability(

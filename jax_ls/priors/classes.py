@@ -19,7 +19,7 @@ def unigram(
     *,
     pseudo_count: jax.typing.ArrayLike = 1.0,
     temperature: jax.typing.ArrayLike = 1.0,
-    where: jax.typing.ArrayLike | None = None,
+    class_where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     """Classes as often as they occur: u_k ∝ (count_k + pseudo)^(1/T). T → ∞ is uniform.
 
@@ -27,13 +27,13 @@ def unigram(
       counts: (K,) numbers ≥ 0, of any size. May be traced; NaN there if negative.
       pseudo_count: a number ≥ 0 added to each, so that no class is without mass.
       temperature: T > 0, a number.
-      where: boolean (K,), the classes that get mass: no padding, no blank.
+      class_where: boolean (K,), the classes that get mass: no padding, no blank.
 
     Returns:
       u, (K,); it sums to 1.
 
     Raises:
-      AssertionError: counts that are no vector, `where` of another length.
+      AssertionError: counts that are no vector, `class_where` of another length.
       TypeError, ValueError: counts or `pseudo_count` that are negative or not finite, all of them 0, T ≤ 0.
 
     Example:
@@ -56,8 +56,8 @@ def unigram(
     pseudo = checks.as_scalar("pseudo_count", checks.as_amount("pseudo_count", pseudo_count))
     temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
     n = n + pseudo.astype(n.dtype)
-    if where is not None:
-        n = jnp.where(checks.as_where("where", where, n.shape), n, 0)
+    if class_where is not None:
+        n = jnp.where(checks.as_where("class_where", class_where, n.shape), n, 0)
     top = checks.as_positive("the largest of counts", jax.lax.stop_gradient(jnp.max(n)))
     # Of the largest, so that no power overflows.
     weights = (n / top) ** (1 / temperature.astype(n.dtype))

@@ -1,11 +1,11 @@
 """The runs of a sweep on disk, for the next call to continue from, and what tells one sweep from another."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
+from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 
 from jax_ls import checks
 from jax_ls.sweeps.results import Metrics, shortest
@@ -241,24 +243,13 @@ def _json(line: Any) -> str:
 
 
 def fingerprint(program: ClosedJaxpr) -> str:
-    """Tells two functions apart by their operations and constants; another version of JAX may tell it otherwise."""
-    text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
-    # Sets are printed in the order of their hashes, which is another one in each process.
-    text = re.sub(r"(?<=frozenset\(\{).*?(?=\}\))", lambda found: ", ".join(sorted(found[0].split(", "))), text)
-    digest = hashlib.sha256(text.encode())
-
-    def visit(value: Any) -> None:
-        # Newer versions of JAX have one class for both.
-        if isinstance(value, ClosedJaxpr | Jaxpr):
-            for constant in getattr(value, "consts", ()):
-                digest.update(np.ascontiguousarray(jax.device_get(constant)).tobytes())
-            for equation in value.eqns:
-                visit(list(equation.params.values()))
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-
-    visit(program)
+    """A hash of the program as it is lowered, and of its constants. JAX's version and the platform are part of it."""
+    # Constants are arguments, as in the sweep itself: in the text, each would be written out.
+    run = jax.jit(functools.partial(eval_jaxpr, program.jaxpr))
+    digest = hashlib.sha256(run.lower(program.consts, *program.in_avals).as_text().encode())
+    for x in program.consts:
+        is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+        digest.update(np.asarray(jax.random.key_data(x) if is_key else x).tobytes())
     return digest.hexdigest()[:16]
 
 

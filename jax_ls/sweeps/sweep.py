@@ -57,7 +57,8 @@ def sweep(
       metric, mode: the metric that `best` looks at, and whether the highest or the lowest is best.
       results: file of JSON lines, one a run, appended after each batch. Batches that are whole in it are not trained
         again. Several processes may share it.
-      name: says that two functions are the same to `results`; None compares their jaxprs and constants.
+      name: says that two functions are the same to `results`; None compares the programs that they lower to, and their
+        constants.
       devices: None for all of this process.
       progress: show a bar on a terminal, if tqdm is installed.
 
