@@ -6,7 +6,6 @@ import numpy as np
 
 # Okabe and Ito's blue, vermilion, green and purple, told apart by all common kinds of color vision.
 BLUE, VERMILION, GREEN, PURPLE = COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-PALE = "#FBE7DB"
 MARKERS = ("o", "^", "s", "D")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.calibration.reliability import Reliability
-from jax_ls.plotting._canvas import BLUE, COLORS, MARKERS, PALE, VERMILION, finish, new_axes, numbers
+from jax_ls.plotting._canvas import BLUE, COLORS, MARKERS, VERMILION, finish, new_axes, numbers
 from jax_ls.sweeps.results import SweepResult
 from jax_ls.targets import as_target
 
@@ -114,9 +114,9 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
     confidence, accuracy = confidence[full], accuracy[full]
     box = {"width": width, "align": "edge"}
     axes.bar(left, accuracy, **box, color=BLUE, edgecolor="white", lw=0.8, label="accuracy")
-    gap = {"facecolor": PALE, "edgecolor": VERMILION, "hatch": "////", "lw": 0.8, "label": "gap to confidence"}
+    # An outline: the bar of an underconfident bin lies behind its gap, and is to be seen whole.
+    gap = {"facecolor": "none", "edgecolor": VERMILION, "hatch": "////", "lw": 0.8, "label": "gap to confidence"}
     axes.bar(left, confidence - accuracy, **box, bottom=accuracy, **gap)
-    axes.hlines(accuracy, left, left + width, color=BLUE, lw=2.5)
     axes.plot([0, 1], [0, 1], ":", color="0.25", lw=1.4, label="calibrated")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     error, excess = float(bins.error()), float(bins.overconfidence)

@@ -1,7 +1,7 @@
 """The bins of a scalar: which value each stands for, and where one ends and the next begins."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -117,14 +117,23 @@ def as_count(name: str, x: int) -> int:
     return int(x)
 
 
+def _as_real(x: Any) -> Any:
+    """Integers as the real numbers that −10.0 would be: float64 in 64-bit mode."""
+    kind = x.dtype.kind if hasattr(x, "dtype") else np.asarray(x).dtype.kind
+    if kind not in "iu":
+        return x
+    return (x if isinstance(x, jax.Array) else np.asarray(x)).astype(jnp.result_type(float))
+
+
 def _as_end(name: str, x: Array) -> jax.Array:
-    end = as_parameter(name, x, lambda x: abs(x) < np.inf, "a finite number")
+    end = as_parameter(name, _as_real(x), lambda x: abs(x) < np.inf, "a finite number")
     checks.assert_rank(name, end, 0, "a number")
     return end
 
 
 def _as_increasing(name: str, x: Array, fewest: int) -> Numbers:
     """Increasing numbers, in NumPy where they are known."""
+    x = _as_real(x)
     values = checks.as_weight(name, x)
     checks.assert_rank(name, values, 1, f"increasing numbers, at least {fewest}")
     if values.size < fewest:
