@@ -1,12 +1,12 @@
 """The plan for many classes: the sums over classes that a loss is made of, a block of classes at a time.
 
 A formula of `BlockLogits` runs twice. The first run, in which the logits are only a shape, records the linear sums
-⟨w, z⟩ and the labels that it asks for. Then one sweep over the blocks takes lse, linear sums and picks by the online rule:
-when a block holds a larger logit, what was summed so far is rescaled. The second run gets those sums.
+⟨w, z⟩ and the labels that it asks for. Then one sweep over the blocks takes lse, linear sums and picks by the online
+rule: when a block holds a larger logit, the sums so far are rescaled. The second run gets those sums.
 
-The backward pass is a second sweep. It recomputes a block's logits, turns them into their slopes, adds to the gradient of
-`hidden` and finishes the block's part of the kernel's gradient: four matrix products in all, and nothing of the size of
-tokens × classes, or of the kernel in float32.
+The backward pass is a second sweep. It recomputes a block's logits, turns them into their slopes, adds to the gradient
+of `hidden` and finishes the block's part of the kernel's gradient: four matrix products in all, and nothing of the size
+of tokens × classes, or of the kernel in float32.
 
 The last block may reach over the classes that are left. It then begins earlier, without the classes that other blocks
 hold, and comes first, so that those write their gradients over the zeros that it leaves.
@@ -76,8 +76,8 @@ class Blocks:
     def run(self, sweep: Callable[..., Any], *operands: Any) -> Any:
         """Returns sweep(blocks, *operands), with the blocks that suit the platform that it is lowered for.
 
-        On TPU blocks are larger, and the gradient of `hidden` adds up in pieces of 1024 tokens: XLA then keeps a piece in
-        fast memory, and takes a tenth less time for the second sweep. On GPU the pieces would be copied.
+        On TPU blocks are larger, and the gradient of `hidden` adds up in pieces of 1024 tokens: XLA then keeps a piece
+        in fast memory, and takes a tenth less time for the second sweep. On GPU the pieces would be copied.
         """
         on_tpu = replace(self, size=self.tpu_size, piece=1024)
         return jax.lax.platform_dependent(
@@ -122,7 +122,7 @@ class Blocks:
 
     def kernel(self, block: Array, kernel: Array) -> Array:
         """Returns the kernel of a block, (D, B) or (B, D)."""
-        # Behind a barrier: else the products of a TPU cut the block out themselves, three times and at unaligned places.
+        # Behind a barrier: else each product of a TPU cuts the block out itself, at unaligned places.
         part = jax.lax.dynamic_slice_in_dim(kernel, self.start(block), self.size, self.class_axis)
         return jax.lax.optimization_barrier(self.gathering.whole(part))
 
@@ -150,7 +150,7 @@ class Sums(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One block: its kernel, bias (B,), which of its classes count, the weights of the linear sums, places of labels."""
+    """One block: its kernel, bias (B,), which classes count, weights of the linear sums, places of labels."""
 
     kernel: Any
     bias: Any

@@ -56,8 +56,8 @@ def chunked_loss(
       f(hidden (*batch, D), kernel (D, K), *arguments, bias=None, softcap=None, weights=None, denominator=None,
       transposed=False) -> loss, or (loss, auxiliary). Arguments are arrays (*batch, ...), targets, or trees of them.
       What `loss` closes over is shared by all tokens, and differentiated too. A token of weight 0 is absent, be it
-      NaN: not even the derivative in its weight sees its loss. On an `Explicit` mesh that splits the tokens, each device
-      takes its own. Without an outer `jit`, a loss that is defined anew for each call is compiled anew for each call.
+      NaN: not even the derivative in its weight sees its loss. On an `Explicit` mesh that splits the tokens, each
+      device takes its own. Without an outer `jit`, a loss that is defined anew for each call is compiled anew.
 
     Raises:
       AssertionError, TypeError: `loss` returns anything but one loss, and one auxiliary value, per token.
@@ -139,12 +139,13 @@ def linear_cross_entropy(
     class_axis_name: AxisName | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> Array:
-    """Returns the `cross_entropy` of an output layer, z = hidden · kernel + bias, without holding the logits of all tokens.
+    """Returns the `cross_entropy` of an output layer, z = hidden · kernel + bias, without ever holding all logits.
 
     Two plans give the same numbers. Token chunks take three matrix products and hold the logits of a chunk and, for a
-    narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block and
-    the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of 16 bits or fewer and
-    K ≥ 2 N, N the tokens of a device, unless the target is written out for each token (`Dense` (*batch, K), `Rows`).
+    narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block
+    and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of 16 bits or
+    fewer and K ≥ 2 N, N the tokens of a device, unless the target is written out for each token (`Dense` (*batch, K),
+    `Rows`).
 
     Args:
       hidden: (*batch, D), any float dtype; products accumulate in float32.
@@ -158,9 +159,9 @@ def linear_cross_entropy(
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       plan: "tokens", "classes", or "auto".
       chunk_size: tokens of a chunk; block_size: classes of a block. Chosen from the shapes if None.
-      accumulate: dtype in which gradients add up: that of the kernel over chunks of tokens, that of `hidden` over blocks of
-        classes, and that of a kernel that the tokens' devices split over those devices. If None, float32 on a device and
-        the kernel's dtype between devices.
+      accumulate: dtype in which gradients add up: that of the kernel over chunks of tokens, that of `hidden` over
+        blocks of classes, and that of a kernel that the tokens' devices split over those devices. If None, float32 on a
+        device and the kernel's dtype between devices.
       hidden_spec, kernel_spec: on an `Auto` mesh in context (`jax.set_mesh`), how the two lie. Inside `jax.shard_map`,
         `kernel_spec` says which of the tokens' axes split the kernel (FSDP). On an `Explicit` mesh they are read off.
       class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global.
