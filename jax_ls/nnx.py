@@ -5,12 +5,16 @@ They belong in the model or beside it, and are updated in place within `nnx.jit`
     from jax_ls import nnx as ls_nnx
 """
 
+from __future__ import annotations
+
 import abc
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import online
 from jax_ls.adaptive import CalibrationController, CalibrationState
@@ -28,8 +32,6 @@ __all__ = [
     "SmoothingController",
     "SmoothingState",
 ]
-
-Array = jax.typing.ArrayLike
 
 
 # The fields of the state, and the variables that hold them.
@@ -89,12 +91,17 @@ class OnlineSmoothing(nnx.Module):
         """What the variables hold now."""
         return online.OnlineState(**{name: _value(getattr(self, name)) for name in ONLINE})
 
-    def target(self, labels: Array) -> Target:
+    def target(self, labels: ArrayLike) -> Target:
         """As `jax_ls.online.target`."""
         return online.target(self.state, labels)
 
     def update(
-        self, logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        batch_axis_name: AxisName | None = None,
     ) -> None:
         """As `jax_ls.online.update`, in place."""
         self._set(online.update(self.state, logits, labels, where=where, batch_axis_name=batch_axis_name))
@@ -132,11 +139,11 @@ class SmoothingController(nnx.Module):
 
     def update(
         self,
-        logits: Array,
-        labels: Array,
+        logits: ArrayLike,
+        labels: ArrayLike,
         *,
-        where: Array | None = None,
-        class_where: Array | None = None,
+        where: ArrayLike | None = None,
+        class_where: ArrayLike | None = None,
         axis: int = -1,
         batch_axis_name: AxisName | None = None,
     ) -> None:
@@ -164,7 +171,7 @@ class _Score(nnx.Metric):
             setattr(self, name, nnx.metrics.MetricState(x))
 
     @abc.abstractmethod
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability | Mean:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Reliability | Mean:
         """The sums of one batch."""
 
     def _empty(self) -> Any:
@@ -179,10 +186,10 @@ class _Score(nnx.Metric):
     def update(
         self,
         *,
-        logits: Array,
-        labels: Array,
-        where: Array | None = None,
-        mask: Array | None = None,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        where: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         batch_axis_name: AxisName | None = None,
         **_: Any,
     ) -> None:
@@ -227,10 +234,10 @@ class CalibrationError(_Score):
         self._empty().error(norm)  # a norm that does not exist raises now
         super().__init__()
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Reliability:
         return reliability(logits, labels, num_bins=self.num_bins, where=where)
 
-    def compute(self) -> jax.Array:
+    def compute(self) -> Array:
         """The error of all batches since the last reset."""
         return self.sums.error(self.norm)
 
@@ -246,10 +253,10 @@ class Overconfidence(_Score):
       -0.2500
     """
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Reliability:
         return reliability(logits, labels, num_bins=1, where=where)
 
-    def compute(self) -> jax.Array:
+    def compute(self) -> Array:
         """The excess of all batches since the last reset."""
         return self.sums.overconfidence
 
@@ -265,10 +272,10 @@ class NegativeLogLikelihood(_Score):
       1.3863
     """
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Mean:
         return Mean.of(surprise(logits, labels, where=where), where)
 
-    def compute(self) -> jax.Array:
+    def compute(self) -> Array:
         """The mean of all batches since the last reset."""
         return self.sums.value
 
@@ -284,7 +291,7 @@ class BrierScore(NegativeLogLikelihood):
       0.7500
     """
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Mean:
         return Mean.of(squared_error(logits, labels, where=where), where)
 
 

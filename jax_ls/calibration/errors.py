@@ -1,10 +1,13 @@
 """Calibration errors, and the area under the curve of risk against coverage."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls.calibration.reliability import (
-    Array,
     Binning,
     as_examples,
     classwise_reliability,
@@ -20,15 +23,15 @@ __all__ = ["area_under_risk_coverage", "classwise_calibration_error", "expected_
 
 
 def expected_calibration_error(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
     norm: float = 1,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """ECE, how far confidence is from accuracy: (Σ_b |B_b|/N |acc(B_b) − conf(B_b)|^norm)^(1/norm).
 
     Args:
@@ -58,15 +61,15 @@ def expected_calibration_error(
 
 
 def classwise_calibration_error(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
     norm: float = 1,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Mean over classes of the calibration error of p_k, all of p and not its largest entry alone.
 
     Args:
@@ -94,8 +97,8 @@ def classwise_calibration_error(
 
 
 def overconfidence(
-    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
-) -> jax.Array:
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
+) -> Array:
     """Mean confidence less accuracy, the sign that an error of calibration has lost.
 
     Args:
@@ -120,8 +123,8 @@ def overconfidence(
 
 
 def area_under_risk_coverage(
-    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
-) -> jax.Array:
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
+) -> Array:
     """AURC, the mean over n = 1 … N of the error rate among the n most confident predictions.
 
     Args:
@@ -156,7 +159,7 @@ def area_under_risk_coverage(
     return jnp.where(unknown > 0, jnp.nan, area)
 
 
-def _ties(values: jax.Array, marked: jax.Array) -> tuple[jax.Array, ...]:
+def _ties(values: Array, marked: Array) -> tuple[Array, ...]:
     """Of the run of equal values that each belongs to: start, length, how many are marked before it and in it."""
     index = jnp.arange(values.size, dtype=jnp.int32)
     differs = values[1:] != values[:-1]

@@ -1,5 +1,7 @@
 """Confidence against accuracy, bin by bin, as sums: batches and devices add up, and one number comes out at the end."""
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -7,7 +9,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
@@ -18,7 +22,6 @@ from jax_ls.running_sums import added, as_running, sum_of, sums_by_row
 
 __all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
 
-Array = jax.typing.ArrayLike
 Binning = Literal["width", "mass"]
 
 # The sums of a `Reliability`, and what rounding took from each.
@@ -52,10 +55,10 @@ class Reliability:
       0.15 0.15
     """
 
-    edges: jax.Array
-    count: jax.Array
-    correct: jax.Array
-    confidence_sum: jax.Array
+    edges: Array
+    count: Array
+    correct: Array
+    confidence_sum: Array
     lost_count: Any = None
     lost_correct: Any = None
     lost_confidence: Any = None
@@ -69,31 +72,31 @@ class Reliability:
                 object.__setattr__(self, lost, rest)
 
     @property
-    def confidence(self) -> jax.Array:
+    def confidence(self) -> Array:
         """Mean confidence of each bin; NaN where it is empty."""
         return ratio(self.confidence_sum, self.count)
 
     @property
-    def accuracy(self) -> jax.Array:
+    def accuracy(self) -> Array:
         """Share of right predictions in each bin; NaN where it is empty."""
         return ratio(self.correct, self.count)
 
     @property
-    def share(self) -> jax.Array:
+    def share(self) -> Array:
         """Share of all predictions that each bin holds; NaN where there are none."""
         return ratio(self.count, jnp.sum(self.count, axis=-1, keepdims=True))
 
     @property
-    def overconfidence(self) -> jax.Array:
+    def overconfidence(self) -> Array:
         """Mean confidence less accuracy, whatever the bins; below 0 for an underconfident model, NaN for no data."""
         return ratio(jnp.sum(self._excess, axis=-1), jnp.sum(self.count, axis=-1))
 
     @property
-    def _excess(self) -> jax.Array:
+    def _excess(self) -> Array:
         """Σ (confidence − correct) of each bin."""
         return self.confidence_sum - self.correct + (self.lost_confidence - self.lost_correct)
 
-    def error(self, norm: float = 1) -> jax.Array:
+    def error(self, norm: float = 1) -> Array:
         """(Σ_b share_b |accuracy_b − confidence_b|^norm)^(1/norm), the largest gap for `inf`; NaN for no data."""
         if norm not in (1, 2, np.inf):
             raise ValueError(f"norm: expected 1 | 2 | inf, got {norm!r}")
@@ -107,12 +110,12 @@ class Reliability:
         # The slope of a root at 0 is infinite.
         return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
-    def psum(self, batch_axis_name: AxisName | None) -> "Reliability":
+    def psum(self, batch_axis_name: AxisName | None) -> Reliability:
         """That of the predictions of all devices, inside `jax.shard_map`."""
         sums = {name: getattr(self, name) for pair in SUMS.items() for name in pair}
         return replace(self, **sum_over_devices(sums, batch_axis_name))
 
-    def __add__(self, other: "Reliability") -> "Reliability":
+    def __add__(self, other: Reliability) -> Reliability:
         if not isinstance(other, Reliability):
             return NotImplemented
         checks.assert_shape("edges", other.edges, [self.edges.shape], f"{self.edges.shape}, as on the left of +")
@@ -124,13 +127,13 @@ class Reliability:
 
 
 def reliability(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
-    edges: Array | None = None,
-    where: Array | None = None,
+    edges: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> Reliability:
     """How often predictions of each confidence are right: p_ŷ of ŷ = argmax_k z_k, in bins (lo, hi].
@@ -169,13 +172,13 @@ def reliability(
 
 
 def classwise_reliability(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
-    edges: Array | None = None,
-    where: Array | None = None,
+    edges: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> Reliability:
     """How often class k is the label where it is given the probability p_k: the bins of every class, (K, B).
@@ -210,18 +213,18 @@ def classwise_reliability(
 # Compiled, for the loop over classes to be compiled once and not at each call.
 @functools.partial(jax.jit, static_argnames=("num_bins", "binning", "batch_axis_name"))
 def _classwise(
-    p: jax.Array,
-    known: jax.Array,
-    y: jax.Array,
-    kept: jax.Array,
-    given: jax.Array | None,
+    p: Array,
+    known: Array,
+    y: Array,
+    kept: Array,
+    given: Array | None,
     num_bins: int,
     binning: Binning,
     batch_axis_name: AxisName | None,
 ) -> Reliability:
     """The bins of each class over the predictions of this device."""
 
-    def of_class(k: jax.Array) -> Reliability:
+    def of_class(k: Array) -> Reliability:
         hit = jnp.where(known, (y == k).astype(p.dtype), jnp.nan)
         own = given[k] if given is not None and given.ndim == 2 else given
         return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, batch_axis_name)
@@ -230,7 +233,7 @@ def _classwise(
     return jax.lax.map(of_class, jnp.arange(p.shape[-1], dtype=y.dtype))
 
 
-def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def as_examples(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Array, Array, Array]:
     """Logits in float32 or wider, labels and booleans, in their shapes; zeros where an example does not count."""
     z = as_logits(logits)
     z = z.astype(checks.wide(z.dtype))
@@ -242,41 +245,41 @@ def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.
     return jnp.where(kept[..., None], z, 0), jnp.where(kept, y, 0), kept
 
 
-def as_logits(logits: Array) -> jax.Array:
+def as_logits(logits: ArrayLike) -> Array:
     """Real numbers (*batch, K) in their own dtype, of one class or more."""
     z = checks.as_logits("logits", logits)
     checks.assert_shape("logits", z, [(*z.shape[:-1], max(z.shape[-1], 1))], "at least one class")
     return z
 
 
-def confidence_and_hit(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def confidence_and_hit(z: Array, y: Array) -> tuple[Array, Array]:
     """max_k p_k and whether that class is the label, as a number: NaN for a label that names no class."""
     return on_logits(_confidence_and_hit, z, {"labels": y})
 
 
-def _confidence_and_hit(z: Logits, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _confidence_and_hit(z: Logits, labels: Array) -> tuple[Array, Array]:
     hit = (z.likeliest == labels).astype(z.dtype)
     return jnp.exp(-z.log_total), jnp.where(z.contains(labels), hit, jnp.nan)
 
 
-def total(x: jax.Array) -> jax.Array:
+def total(x: Array) -> Array:
     """Σ x, for a long sum in float32 to keep its digits."""
     return sum_of(flat(x))
 
 
-def ratio(sums: jax.Array, count: jax.Array) -> jax.Array:
+def ratio(sums: Array, count: Array) -> Array:
     """sums / count; NaN where nothing was counted."""
     dtype = sums.dtype if jnp.issubdtype(sums.dtype, jnp.floating) else jnp.result_type(float)
     return jnp.where(count > 0, sums.astype(dtype) / jnp.maximum(count, 1).astype(dtype), jnp.nan)
 
 
 def _binned(
-    confidence: jax.Array,
-    correct: jax.Array,
-    kept: jax.Array,
+    confidence: Array,
+    correct: Array,
+    kept: Array,
     num_bins: int,
     binning: Binning,
-    edges: jax.Array | None,
+    edges: Array | None,
     batch_axis_name: AxisName | None,
 ) -> Reliability:
     """Sums over the predictions (*batch,) of this device; quantiles are those of all."""
@@ -298,7 +301,7 @@ def _binned(
     return Reliability(edges, *(sums_by_row(x, index, size) for x in parts))
 
 
-def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
+def _as_edges(edges: ArrayLike | None, z: Array, ndim: int) -> Array | None:
     """Edges (B + 1,), or (K, B + 1) where `ndim` is 2; those known now ascend."""
     if edges is None:
         return None
@@ -311,7 +314,7 @@ def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
     return given
 
 
-def _quantiles(confidence: jax.Array, kept: jax.Array, num_bins: int, batch_axis_name: AxisName | None) -> jax.Array:
+def _quantiles(confidence: Array, kept: Array, num_bins: int, batch_axis_name: AxisName | None) -> Array:
     """0, the ceil(n b / B)-th smallest confidences of the n that count, and 1."""
     count = sum_over_devices(jnp.sum(kept, dtype=jnp.int32), batch_axis_name)
     values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), batch_axis_name)

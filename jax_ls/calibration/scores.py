@@ -1,15 +1,19 @@
 """Proper scores: what a prediction of probabilities costs, the least for the true ones; and means that add up."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
-from jax_ls.calibration.reliability import Array, as_examples, as_logits, ratio, total
+from jax_ls.calibration.reliability import as_examples, as_logits, ratio, total
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.losses import cross_entropy
 from jax_ls.reductions import sum_over_devices
@@ -40,8 +44,8 @@ class Mean:
       3.0
     """
 
-    sum: jax.Array
-    count: jax.Array
+    sum: Array
+    count: Array
     lost_sum: Any = None
     lost_count: Any = None
 
@@ -54,30 +58,30 @@ class Mean:
                 object.__setattr__(self, lost, rest)
 
     @classmethod
-    def of(cls, losses: Array, where: Array | None = None) -> "Mean":
+    def of(cls, losses: ArrayLike, where: ArrayLike | None = None) -> Mean:
         """Of losses of any shape, those of them that boolean `where` of that shape keeps."""
         x = checks.as_weight("losses", losses)
         kept = jnp.ones(x.shape, bool) if where is None else checks.as_where("where", where, x.shape)
         return cls(total(multiply(kept.astype(x.dtype), x)), jnp.sum(kept, dtype=jnp.int32))
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> Array:
         """The mean; NaN where nothing was counted."""
         return ratio(self.sum, self.count)
 
-    def psum(self, batch_axis_name: AxisName | None) -> "Mean":
+    def psum(self, batch_axis_name: AxisName | None) -> Mean:
         """That of all devices, inside `jax.shard_map`."""
         return replace(self, **sum_over_devices(dict(vars(self)), batch_axis_name))
 
-    def __add__(self, other: "Mean") -> "Mean":
+    def __add__(self, other: Mean) -> Mean:
         if not isinstance(other, Mean):
             return NotImplemented
         return replace(self, **added(self, other, SUMS))
 
 
 def negative_log_likelihood(
-    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
-) -> jax.Array:
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
+) -> Array:
     """Mean of −log p_y, the loss without smoothing.
 
     Args:
@@ -100,12 +104,12 @@ def negative_log_likelihood(
     return _mean(surprise(logits, labels, where=where), where, batch_axis_name)
 
 
-def surprise(logits: Array, labels: Array, *, where: Array | None = None) -> jax.Array:
+def surprise(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     """−log p_y of each example, what the likelihood is the mean of."""
     return cross_entropy(as_logits(logits), OneHot(checks.as_labels("labels", labels)), where=where)
 
 
-def squared_error(logits: Array, labels: Array, *, where: Array | None = None) -> jax.Array:
+def squared_error(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     """Σ_k (p_k − δ_ky)² of each example, from 0 to 2: what the Brier score is the mean of.
 
     Args:
@@ -131,8 +135,8 @@ def squared_error(logits: Array, labels: Array, *, where: Array | None = None) -
 
 
 def brier_score(
-    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
-) -> jax.Array:
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
+) -> Array:
     """Mean of Σ_k (p_k − δ_ky)², from 0 to 2.
 
     Args:
@@ -155,7 +159,7 @@ def brier_score(
     return _mean(squared_error(logits, labels, where=where), where, batch_axis_name)
 
 
-def both(where: Array | None, mask: Array | None, labels: Array) -> jax.Array | None:
+def both(where: ArrayLike | None, mask: ArrayLike | None, labels: ArrayLike) -> Array | None:
     """Where booleans `where` and `mask`, which may be numbers, both hold for a label; None if neither is given."""
     shape = np.shape(labels)
     kept = None if where is None else checks.as_where("where", where, shape)
@@ -166,6 +170,6 @@ def both(where: Array | None, mask: Array | None, labels: Array) -> jax.Array | 
     return held if kept is None else held & kept
 
 
-def _mean(losses: jax.Array, where: Array | None, batch_axis_name: AxisName | None) -> jax.Array:
+def _mean(losses: Array, where: ArrayLike | None, batch_axis_name: AxisName | None) -> Array:
     mean = Mean.of(losses, where)
     return mean.psum(batch_axis_name).value

@@ -1,14 +1,18 @@
 """T of temperature scaling: the one number that calibrates most of what training left uncalibrated."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
-from jax_ls.calibration.reliability import Array, as_examples, total
+from jax_ls.calibration.reliability import as_examples, total
 from jax_ls.class_axis import AxisName, ClassAxis, flat, is_split
 from jax_ls.reductions import sum_over_devices
 
@@ -33,13 +37,13 @@ CACHED = 2**18
 
 
 def fit_temperature(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    where: Array | None = None,
-    bounds: tuple[Array, Array] = (0.05, 20.0),
+    where: ArrayLike | None = None,
+    bounds: tuple[ArrayLike, ArrayLike] = (0.05, 20.0),
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """The temperature of the best likelihood, argmin_T Σ −log softmax(z / T)_y: scaled logits are z / T.
 
     T > 1 says overconfident, T < 1 underconfident, as smoothing leaves a network that is nearly always right. Fit on
@@ -83,13 +87,13 @@ def fit_temperature(
 # Compiled, for the loops of the fit to be compiled once and not at each call.
 @functools.partial(jax.jit, static_argnames="batch_axis_name")
 def _temperature(
-    z: jax.Array,
-    y: jax.Array,
-    kept: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
+    z: Array,
+    y: Array,
+    kept: Array,
+    low: Array,
+    high: Array,
     batch_axis_name: AxisName | None,
-) -> jax.Array:
+) -> Array:
     """T within the bounds, of logits in float32 or wider."""
     if not is_split(z):
         z, y, kept = z.reshape(y.size, z.shape[-1]), flat(y), flat(kept)
@@ -109,7 +113,7 @@ def _temperature(
     return jnp.where((low > 0) & (low <= high), fitted, jnp.nan)
 
 
-def _as_bounds(bounds: Any) -> list[jax.Array]:
+def _as_bounds(bounds: Any) -> list[Array]:
     """Two numbers, 0 < low <= high as far as they are known now."""
     expected = f"bounds: expected two numbers, 0 < low <= high, got {bounds!r}"
     try:
@@ -126,31 +130,31 @@ def _as_bounds(bounds: Any) -> list[jax.Array]:
 
 
 def _fit(
-    z: jax.Array,
-    top: jax.Array,
-    short: jax.Array,
-    weight: jax.Array,
-    beta: jax.Array,
+    z: Array,
+    top: Array,
+    short: Array,
+    weight: Array,
+    beta: Array,
     *,
-    low: jax.Array,
-    high: jax.Array,
+    low: Array,
+    high: Array,
     batch_axis_name: AxisName | None,
-) -> jax.Array:
+) -> Array:
     """β = 1/T in [low, high] at which Σ E_p[d] = Σ d_y, for d = max z − z: the NLL is convex in β, this its slope.
 
     In the logarithm, because the left side falls off exponentially where most examples are right.
     """
 
-    def summed(x: jax.Array) -> jax.Array:
+    def summed(x: Array) -> Array:
         x = total(jnp.where(weight > 0, x, 0))
         return sum_over_devices(x, batch_axis_name)
 
-    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(state: tuple[Array, ...]) -> Array:
         steps, beta, before, *_ = state
         # NaN is finished.
         return (steps < MAX_STEPS) & (jnp.abs(beta - before) > TOLERANCE * before)
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         steps, beta, _, below, above = state
         expected, variance = (summed(x) for x in _moments(z, top, beta))
         below, above = jnp.where(expected > aim, beta, below), jnp.where(expected > aim, above, beta)
@@ -171,10 +175,10 @@ def _fit(
     return jnp.where(found == HOTTEST, beta, found)
 
 
-def _moments(z: jax.Array, top: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments(z: Array, top: Array, beta: Array) -> tuple[Array, Array]:
     """E_p[d] and Var_p[d] of each row, for p = softmax(β z)."""
 
-    def at_once(z: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at_once(z: Array, top: Array) -> tuple[Array, Array]:
         # Bounded, for −inf to weigh nothing: its 0 · inf would be NaN.
         d = jnp.minimum(top[..., None] - z, FURTHEST)
         e = jnp.exp(-beta * d)
@@ -182,12 +186,12 @@ def _moments(z: jax.Array, top: jax.Array, beta: jax.Array) -> tuple[jax.Array, 
         mean = sums[1] / sums[0]
         return mean, sums[2] / sums[0] - mean * mean
 
-    def in_blocks(z: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def in_blocks(z: Array, top: Array) -> tuple[Array, Array]:
         rows = min(max(1, CACHED // z.shape[-1]), top.size)
         if rows == 0:
             return top, top
 
-        def block(i: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def block(i: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
             # The last block overlaps the one before, and finds the same there.
             start = jnp.minimum(i * rows, top.size - rows)
             parts = at_once(*(jax.lax.dynamic_slice_in_dim(x, start, rows) for x in (z, top)))
