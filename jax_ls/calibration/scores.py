@@ -1,4 +1,4 @@
-"""Proper scores: what a prediction of probabilities costs, the least for the true ones; and means that add up."""
+"""Proper scores of predicted probabilities, least in expectation for the true ones, and a mean that adds up."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from jax_ls.targets import OneHot
 __all__ = ["Mean", "brier_score", "negative_log_likelihood", "squared_error"]
 
 
-# The sums of a `Mean`, and what rounding took from each.
+# The sums of a `Mean`, and the field that holds the rounding error of each.
 SUMS = {"sum": "lost_sum", "count": "lost_count"}
 
 
 @pytree()
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """A mean as its sums: `a + b` is that of both sets together, `psum` that of all devices, `value` the number.
+    """A mean held as a sum and a count, so that batches and devices add up.
+
+    `a + b` is the mean of both sets together, `psum` the mean over all devices, and `value` the number.
 
     Args:
-      sum: Σ of the losses that count.
-      count: how many they are: a whole number in the dtype of the sum.
-      lost_sum, lost_count: what rounding took from both; `+` adds it to them once it shows. None for nothing.
+      sum: the sum of the losses that count.
+      count: how many losses count: a whole number in the dtype of the sum.
+      lost_sum, lost_count: the rounding errors of both, which `+` carries along; 0 if None.
 
     Example:
       >>> from jax_ls import calibration
@@ -52,25 +54,25 @@ class Mean:
     def __post_init__(self) -> None:
         dtype = jnp.asarray(self.sum).dtype
         for name, lost in SUMS.items():
-            whole, rest = as_running(jnp.asarray(getattr(self, name)), dtype)
-            object.__setattr__(self, name, whole)
+            rounded, rounding_error = as_running(jnp.asarray(getattr(self, name)), dtype)
+            object.__setattr__(self, name, rounded)
             if getattr(self, lost) is None:
-                object.__setattr__(self, lost, rest)
+                object.__setattr__(self, lost, rounding_error)
 
     @classmethod
     def of(cls, losses: ArrayLike, where: ArrayLike | None = None) -> Mean:
-        """Of losses of any shape, those of them that boolean `where` of that shape keeps."""
+        """Returns the mean of losses of any shape, over the entries that boolean `where` of that shape keeps."""
         x = checks.as_weight("losses", losses)
         kept = jnp.ones(x.shape, bool) if where is None else checks.as_where("where", where, x.shape)
         return cls(total(multiply(kept.astype(x.dtype), x)), jnp.sum(kept, dtype=jnp.int32))
 
     @property
     def value(self) -> Array:
-        """The mean; NaN where nothing was counted."""
+        """The mean; NaN if nothing was counted."""
         return ratio(self.sum, self.count)
 
     def psum(self, batch_axis_name: AxisName | None) -> Mean:
-        """That of all devices, inside `jax.shard_map`."""
+        """Returns the mean over all devices, inside `jax.shard_map`."""
         return replace(self, **sum_over_devices(dict(vars(self)), batch_axis_name))
 
     def __add__(self, other: Mean) -> Mean:
@@ -82,16 +84,13 @@ class Mean:
 def negative_log_likelihood(
     logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
 ) -> Array:
-    """Mean of −log p_y, the loss without smoothing.
+    """Returns the mean of −log p_y: the cross-entropy without smoothing.
 
     Args:
       logits, labels, where, batch_axis_name: as in `reliability`.
 
     Returns:
-      A number, in nats an example; its exponential is the perplexity.
-
-    Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      A number in nats per example. Its exponential is the perplexity.
 
     Example:
       >>> from jax_ls import calibration
@@ -101,25 +100,22 @@ def negative_log_likelihood(
     References:
       Good, Rational Decisions, 1952.
     """
-    return _mean(surprise(logits, labels, where=where), where, batch_axis_name)
+    return _mean(negative_log_probability(logits, labels, where=where), where, batch_axis_name)
 
 
-def surprise(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> Array:
-    """−log p_y of each example, what the likelihood is the mean of."""
+def negative_log_probability(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> Array:
+    """Returns −log p_y of each example, (*batch,)."""
     return cross_entropy(as_logits(logits), OneHot(checks.as_labels("labels", labels)), where=where)
 
 
 def squared_error(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> Array:
-    """Σ_k (p_k − δ_ky)² of each example, from 0 to 2: what the Brier score is the mean of.
+    """Returns Σ_k (p_k − δ_ky)² of each example, from 0 to 2. Its mean is the Brier score.
 
     Args:
       logits, labels, where: as in `reliability`.
 
     Returns:
-      (*batch,), in float32 or wider; 0 where an example does not count, NaN for a label that names no class.
-
-    Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      Errors (*batch,) in float32 or wider: 0 for an example that does not count, NaN for a label that names no class.
 
     Example:
       >>> from jax_ls import calibration
@@ -137,16 +133,13 @@ def squared_error(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | No
 def brier_score(
     logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
 ) -> Array:
-    """Mean of Σ_k (p_k − δ_ky)², from 0 to 2.
+    """Returns the Brier score, the mean of Σ_k (p_k − δ_ky)², from 0 to 2.
 
     Args:
       logits, labels, where, batch_axis_name: as in `reliability`.
 
     Returns:
-      A number; for two classes twice that of the definition over one of them.
-
-    Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      A number. For two classes it is twice the figure of the definition that sums over one class only.
 
     Example:
       >>> from jax_ls import calibration
@@ -159,15 +152,15 @@ def brier_score(
     return _mean(squared_error(logits, labels, where=where), where, batch_axis_name)
 
 
-def both(where: ArrayLike | None, mask: ArrayLike | None, labels: ArrayLike) -> Array | None:
-    """Where booleans `where` and `mask`, which may be numbers, both hold for a label; None if neither is given."""
+def where_and_mask(where: ArrayLike | None, mask: ArrayLike | None, labels: ArrayLike) -> Array | None:
+    """Returns which labels both `where` (booleans) and `mask` (booleans or numbers) keep; None if neither is given."""
     shape = np.shape(labels)
     kept = None if where is None else checks.as_where("where", where, shape)
     if mask is None:
         return kept
-    held = checks.as_weight("mask", mask) != 0
-    checks.assert_shape("mask", held, [shape], f"booleans {shape}")
-    return held if kept is None else held & kept
+    unmasked = checks.as_weight("mask", mask) != 0
+    checks.assert_shape("mask", unmasked, [shape], f"booleans {shape}")
+    return unmasked if kept is None else unmasked & kept
 
 
 def _mean(losses: Array, where: ArrayLike | None, batch_axis_name: AxisName | None) -> Array:
