@@ -1,6 +1,6 @@
 """Prints the tables of large-vocabularies.md: programs are compiled for an H100 and for eight of them, and never run.
 
-    python docs/large_vocabularies.py          # pip install what `compile_for.missing("h100")` names first
+python docs/large_vocabularies.py          # pip install what `compile_for.missing("h100")` names first
 """
 
 import functools

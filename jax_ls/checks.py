@@ -3,6 +3,8 @@
 Shapes, ranks and dtypes go through chex; options, which chex has no word for, raise `ValueError` or `TypeError`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -10,10 +12,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
 Shape = tuple[int, ...]
-Shaped = jax.Array | jax.ShapeDtypeStruct
+Shaped = Array | jax.ShapeDtypeStruct
 
 
 def describe(x: Any) -> str:
@@ -35,35 +39,35 @@ def _got(name: str, expected: str, x: Any) -> Callable[[], str]:
     return lambda: f"{name}: expected {expected}, got {describe(x)}"
 
 
-def assert_kind(name: str, x: jax.Array, kind: type, expected: str) -> None:
+def assert_kind(name: str, x: Array, kind: type, expected: str) -> None:
     """`x` is of the dtype kind `int`, `float` or `bool`."""
     _through_chex(_got(name, expected, x), chex.assert_type, x, kind)
 
 
-def assert_shape(name: str, x: jax.Array, shapes: Sequence[Shape], expected: str) -> None:
+def assert_shape(name: str, x: Array, shapes: Sequence[Shape], expected: str) -> None:
     """`x` has one of `shapes`; in `expected`, {shapes} stands for them."""
     if x.shape not in shapes:
         words = expected.replace("{shapes}", " or ".join(map(str, shapes)))
         _through_chex(_got(name, words, x), chex.assert_shape, x, shapes[-1])
 
 
-def assert_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
+def assert_rank(name: str, x: Array, rank: int, expected: str) -> None:
     """`x` has `rank` axes."""
     _through_chex(_got(name, expected, x), chex.assert_rank, x, rank)
 
 
-def assert_min_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
+def assert_min_rank(name: str, x: Array, rank: int, expected: str) -> None:
     """`x` has at least `rank` axes."""
     _through_chex(_got(name, expected, x), chex.assert_rank, x, {max(x.ndim, rank)})
 
 
-def assert_batch(name: str, x: jax.Array, values: jax.Array | None) -> None:
+def assert_batch(name: str, x: Array, values: Array | None) -> None:
     """`x` has the batch axes (*batch,) of values (*batch, K)."""
     if values is not None:
         assert_shape(name, x, [values.shape[:-1]], "batch axes {shapes}, as the values have")
 
 
-def assert_num_classes(name: str, x: jax.Array, num_classes: int | None) -> None:
+def assert_num_classes(name: str, x: Array, num_classes: int | None) -> None:
     """The last axis of `x` is as long as there are classes."""
     if num_classes is not None:
         message = lambda: f"{name}: expected {num_classes} classes, got {describe(x)}"  # noqa: E731
@@ -76,7 +80,7 @@ def assert_total(name: str, num_classes: int, total: int) -> None:
     _through_chex(message, chex.assert_equal, num_classes, total)
 
 
-def assert_class_values(name: str, x: jax.Array, values: Shaped | None) -> None:
+def assert_class_values(name: str, x: Array, values: Shaped | None) -> None:
     """`x` is (K,), or (*batch, K), for values (*batch, K)."""
     if values is not None:
         assert_shape(name, x, [values.shape[-1:], values.shape], "{shapes}, as the values have")
@@ -98,14 +102,14 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
     return int(axis) % ndim
 
 
-def as_batch_labels(name: str, x: Any, batch: Shape) -> jax.Array:
+def as_batch_labels(name: str, x: Any, batch: Shape) -> Array:
     """Integers (*batch,)."""
     labels = as_labels(name, x)
     assert_shape(name, labels, [batch], "integers {shapes}")
     return labels
 
 
-def as_batch_numbers(name: str, x: Any, batch: Shape) -> jax.Array:
+def as_batch_numbers(name: str, x: Any, batch: Shape) -> Array:
     """Real numbers () or (*batch,), at least float32."""
     values = as_weight(name, x)
     assert_shape(name, values, [(), batch], "{shapes}, the shape of the batch")
@@ -130,18 +134,18 @@ def check_integer(name: str, x: object) -> None:
         raise TypeError(f"{name}: expected an integer, got {x!r}")
 
 
-def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+def wide(dtype: DTypeLike) -> jnp.dtype:
     """float32, or `dtype` itself where that is wider: what sums over classes accumulate in."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def same_dtype(*arrays: jax.Array) -> list[jax.Array]:
+def same_dtype(*arrays: Array) -> list[Array]:
     """All in the widest of their dtypes: strict promotion would refuse to mix them."""
     dtype = max((x.dtype for x in arrays), key=lambda dtype: dtype.itemsize)
     return [x.astype(dtype) for x in arrays]
 
 
-def as_array(name: str, x: Any, expected: str = "an array of numbers") -> jax.Array:
+def as_array(name: str, x: Any, expected: str = "an array of numbers") -> Array:
     """What JAX can make an array of."""
     try:
         return jnp.asarray(x)
@@ -149,7 +153,7 @@ def as_array(name: str, x: Any, expected: str = "an array of numbers") -> jax.Ar
         raise TypeError(f"{name}: expected {expected}, got {x!r}") from error
 
 
-def as_weight(name: str, x: object) -> jax.Array:
+def as_weight(name: str, x: object) -> Array:
     """A real number or array of them, at least float32: 1 − ε has no digits to lose."""
     x = as_array(name, x, "a number or an array of numbers")
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -168,7 +172,7 @@ def check_size(name: str, size: object) -> int:
     return int(size)
 
 
-def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+def as_labels(name: str, x: ArrayLike) -> Array:
     """Integers, wide enough to be compared with any number of classes; beyond that, the largest there is."""
     given: Any = x
     widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
@@ -184,7 +188,7 @@ def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return labels.astype(dtype)
 
 
-def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
+def as_where(name: str, x: ArrayLike, shape: Shape) -> Array:
     """Booleans of `shape`."""
     where = as_array(name, x, "booleans, one an example")
     if where.dtype != jnp.bool_ or where.shape != shape:
@@ -193,7 +197,7 @@ def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
     return where
 
 
-def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+def as_class_where(name: str, x: ArrayLike) -> Array:
     """A boolean array with a class axis."""
     where = as_array(name, x, "booleans (K,) or (*batch, K)")
     assert_kind(name, where, bool, "booleans (K,) or (*batch, K)")
@@ -201,7 +205,7 @@ def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return where
 
 
-def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+def as_class_values(name: str, x: ArrayLike) -> Array:
     """Real numbers with a class axis, at least float32."""
     values = as_array(name, x, "real numbers (K,) or (*batch, K)")
     assert_kind(name, values, float, "real numbers (K,) or (*batch, K)")
@@ -209,7 +213,7 @@ def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return values.astype(wide(values.dtype))
 
 
-def as_broadcast(name: str, x: object, like: Shaped) -> jax.Array:
+def as_broadcast(name: str, x: object, like: Shaped) -> Array:
     """Real numbers in the shape and dtype of `like`."""
     values = as_weight(name, x)
     message = lambda: f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"  # noqa: E731
@@ -217,7 +221,7 @@ def as_broadcast(name: str, x: object, like: Shaped) -> jax.Array:
     return jnp.broadcast_to(values, like.shape).astype(like.dtype)
 
 
-def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+def as_logits(name: str, x: ArrayLike) -> Array:
     """Real numbers with a class axis, in their own dtype."""
     logits = as_array(name, x, "real numbers (*batch, K)")
     assert_kind(name, logits, float, "real numbers (*batch, K)")
@@ -225,7 +229,7 @@ def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return logits
 
 
-def assert_target(name: str, x: jax.Array, logits: Shaped) -> None:
+def assert_target(name: str, x: Array, logits: Shaped) -> None:
     """`x` is integers (*batch,) or real numbers (*batch, K), for logits (*batch, K)."""
     shape, kind = (logits.shape, float) if x.ndim == logits.ndim else (logits.shape[:-1], int)
 
@@ -239,7 +243,7 @@ def assert_target(name: str, x: jax.Array, logits: Shaped) -> None:
     _through_chex(message, chex.assert_shape, x, shape)
 
 
-def _remedy(x: jax.Array, logits: Shaped) -> str:
+def _remedy(x: Array, logits: Shaped) -> str:
     """What the caller probably meant."""
     batch = logits.shape[:-1]
     if x.shape == batch and jnp.issubdtype(x.dtype, jnp.floating):
@@ -254,14 +258,14 @@ def _remedy(x: jax.Array, logits: Shaped) -> str:
     return ""
 
 
-def as_bias(name: str, x: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
+def as_bias(name: str, x: ArrayLike, num_classes: int) -> Array:
     """Real numbers (K,), at least float32."""
     bias = as_class_values(name, x)
     assert_shape(name, bias, [(num_classes,)], f"({num_classes},), one number a class")
     return bias
 
 
-def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> jax.Array:
+def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> Array:
     """Real numbers for which `holds` is true; where they are traced and it is not, NaN."""
     values = as_weight(name, x)
     if isinstance(x, Tracer):
@@ -273,22 +277,22 @@ def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) 
     return values
 
 
-def as_positive(name: str, x: Any) -> jax.Array:
+def as_positive(name: str, x: Any) -> Array:
     """Finite numbers > 0, which XLA does not flush to 0."""
     return as_parameter(name, x, lambda x: (x >= jnp.finfo(x.dtype).tiny) & (x < np.inf), "finite numbers > 0")
 
 
-def as_amount(name: str, x: Any) -> jax.Array:
+def as_amount(name: str, x: Any) -> Array:
     """Finite numbers ≥ 0."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x < np.inf), "finite numbers ≥ 0")
 
 
-def as_skew(name: str, x: Any) -> jax.Array:
+def as_skew(name: str, x: Any) -> Array:
     """Numbers in [0, 1]."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
 
 
-def as_scalar(name: str, x: jax.Array) -> jax.Array:
+def as_scalar(name: str, x: Array) -> Array:
     """One number, ()."""
     assert_shape(name, x, [()], "a number")
     return x

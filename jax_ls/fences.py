@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 __all__ = ["end_of_sum", "finite", "infinite", "lowest", "unshared", "vary_alike", "varying_axes"]
 
@@ -62,7 +63,7 @@ def _same(x: Array) -> Array:
     return x
 
 
-def lowest(dtype: jax.typing.DTypeLike) -> float:
+def lowest(dtype: DTypeLike) -> float:
     """Returns the number that stands for −inf within sums: so low that exp(lowest − z) is 0 for any finite z.
 
     A quarter of the lowest float, so that the difference of two such numbers is finite.

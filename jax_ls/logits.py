@@ -396,7 +396,7 @@ def _as_operand(name: str, x: Any, batch: tuple[int, ...]) -> Any:
     """A target as it is; integers (*batch,); real numbers () or (*batch,)."""
     if isinstance(x, Target):
         return x
-    if isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == len(batch):
+    if isinstance(x, Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == len(batch):
         return checks.as_batch_labels(name, x, batch)
     return checks.as_batch_numbers(name, x, batch)
 

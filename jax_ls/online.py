@@ -9,12 +9,16 @@ That is the published loss, ½ CE(z, δ_y) + ½ CE(z, S_y), where S_y is row y o
 state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
@@ -25,8 +29,6 @@ from jax_ls.running_sums import accumulate, as_running, sums_by_row
 from jax_ls.targets import Rows
 
 __all__ = ["OnlineState", "init", "next_epoch", "target", "update"]
-
-Array = jax.typing.ArrayLike
 
 
 @pytree()
@@ -49,10 +51,10 @@ class OnlineState:
       ((3, 3), (3, 3), (3,), None)
     """
 
-    matrix: jax.Array
-    sums: jax.Array | None
-    counts: jax.Array | None
-    decay: jax.Array | None
+    matrix: Array
+    sums: Array | None
+    counts: Array | None
+    decay: Array | None
     lost_sums: Any = None
     lost_counts: Any = None
 
@@ -61,7 +63,7 @@ def init(
     num_classes: int,
     *,
     first: Literal["zeros", "uniform"] = "zeros",
-    decay: Array | None = None,
+    decay: ArrayLike | None = None,
     limit: int = 2**30,
 ) -> OnlineState:
     """The state to begin with.
@@ -106,10 +108,10 @@ def init(
 
 def update(
     state: OnlineState,
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> OnlineState:
     """The state after one more batch, of which only correct predictions count, argmax p = y.
@@ -193,7 +195,7 @@ def next_epoch(state: OnlineState) -> OnlineState:
     return replace(state, matrix=matrix, **jax.tree.map(jnp.zeros_like, emptied))
 
 
-def target(state: OnlineState, labels: Array) -> Rows:
+def target(state: OnlineState, labels: ArrayLike) -> Rows:
     """Row y of the matrix for each label: the `prior` of a loss, or a target of its own.
 
     A state that began with "zeros" gives mass 0 until the first `next_epoch`, or with `decay` until the class has a
@@ -216,11 +218,11 @@ def target(state: OnlineState, labels: Array) -> Rows:
     return Rows(jax.lax.stop_gradient(state.matrix), jnp.asarray(labels))
 
 
-def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:
+def _mean(sums: Array, counts: Array) -> Array:
     return sums / jnp.maximum(counts.astype(sums.dtype), 1)[:, None]
 
 
-def _as_placed(x: jax.Array, like: jax.Array) -> jax.Array:
+def _as_placed(x: Array, like: Array) -> Array:
     """`x`, on an explicit mesh split over its devices as `like` is."""
     sharding = jax.typeof(like).sharding
     if not any(sharding.spec) and not any(jax.typeof(x).sharding.spec):

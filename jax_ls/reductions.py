@@ -1,9 +1,13 @@
 """The loss of each example -> one number, over devices and accumulation steps too."""
 
+from __future__ import annotations
+
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, multiply
@@ -14,12 +18,12 @@ Reduction = Literal["none", "sum", "mean", "sum_by_nonzero_weights"]
 
 
 def mean(
-    losses: jax.typing.ArrayLike,
-    weights: jax.typing.ArrayLike | None = None,
+    losses: ArrayLike,
+    weights: ArrayLike | None = None,
     *,
-    denominator: jax.typing.ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Weighted mean, Σ w · loss / Σ w; 0 where no weight is left.
 
     Weights divide as they multiply: an example of weight 0 counts nowhere, be it NaN (for its gradient to be 0 too,
@@ -49,13 +53,13 @@ def mean(
 
 
 def reduce(
-    losses: jax.typing.ArrayLike,
-    weights: jax.typing.ArrayLike | None = None,
+    losses: ArrayLike,
+    weights: ArrayLike | None = None,
     *,
     reduction: Reduction,
-    denominator: jax.typing.ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Losses as one number, or weighted one by one.
 
     "none": w · loss. "sum": Σ w · loss. "mean": Σ w · loss / Σ w. "sum_by_nonzero_weights": Σ w · loss over the
@@ -84,12 +88,12 @@ def reduce(
 
 
 def normalizer(
-    weights: jax.Array,
+    weights: Array,
     reduction: Reduction,
     *,
-    denominator: jax.typing.ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """What Σ w · loss is divided by: 1 where nothing is to be, or where the divisor would be 0."""
     checks.check_option("reduction", reduction, ("none", "sum", "mean", "sum_by_nonzero_weights"))
     one = jnp.ones((), weights.dtype)
@@ -114,5 +118,5 @@ def sum_over_devices(x: Any, batch_axis_name: AxisName | None) -> Any:
     return jax.lax.psum(x, batch_axis_name)
 
 
-def _sum(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:
+def _sum(x: Array, batch_axis_name: AxisName | None) -> Array:
     return sum_over_devices(jnp.sum(x), batch_axis_name)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 __all__ = ["accumulate", "added", "as_running", "sum_of", "sums_by_row"]
 
@@ -39,7 +40,7 @@ def accumulate(total: Array, lost: Array, more: Array, more_lost: Array | float 
     return jnp.where(finite, added, first), jnp.where(finite, left, 0)
 
 
-def as_running(x: Array, dtype: jax.typing.DTypeLike) -> tuple[Array, Array]:
+def as_running(x: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     """Returns `x`, integers say, in `dtype`, and what rounding took from it."""
     total = x.astype(dtype)
     if not jnp.issubdtype(x.dtype, jnp.integer):

@@ -4,11 +4,13 @@ Any `optax.Schedule` is a schedule of ε: optax.linear_schedule, optax.cosine_de
 wrapper. Steps may be traced, and so may ε.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 
@@ -16,7 +18,7 @@ __all__ = ["plain_then_negative", "to_zero", "two_stage", "warmup"]
 
 
 def to_zero(
-    smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0, shape: Literal["linear", "cosine"] = "linear"
+    smoothing: ArrayLike, steps: int, *, begin: int = 0, shape: Literal["linear", "cosine"] = "linear"
 ) -> optax.Schedule:
     """ε until step `begin`, then down to 0 over `steps` steps, and 0 from there on.
 
@@ -52,7 +54,7 @@ def to_zero(
     return _then(held, begin + steps, optax.constant_schedule(0.0))
 
 
-def warmup(smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0) -> optax.Schedule:
+def warmup(smoothing: ArrayLike, steps: int, *, begin: int = 0) -> optax.Schedule:
     """0 until step `begin`, then up to ε over `steps` steps, and ε from there on: weak early, strong near convergence.
 
     Args:
@@ -79,7 +81,7 @@ def warmup(smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0) -> op
     return _then(optax.constant_schedule(0.0), _step("begin", begin), rise)
 
 
-def two_stage(smoothing: jax.typing.ArrayLike, drop_at: int) -> optax.Schedule:
+def two_stage(smoothing: ArrayLike, drop_at: int) -> optax.Schedule:
     """ε before step `drop_at`, 0 from it on: smoothed gradients vary less early, hard labels fit better late.
 
     Args:
@@ -104,7 +106,7 @@ def two_stage(smoothing: jax.typing.ArrayLike, drop_at: int) -> optax.Schedule:
     return _then(optax.constant_schedule(_number(smoothing)), _step("drop_at", drop_at), optax.constant_schedule(0.0))
 
 
-def plain_then_negative(smoothing: jax.typing.ArrayLike, switch_at: int) -> optax.Schedule:
+def plain_then_negative(smoothing: ArrayLike, switch_at: int) -> optax.Schedule:
     """0 before step `switch_at`, ε < 0 from it on: fit the labels first, then turn against the noise in them.
 
     With ε < 0 the loss is unbounded below: start from a trained model, and stop early or decay the learning rate.
@@ -141,7 +143,7 @@ def _in_floats(schedule: optax.Schedule) -> optax.Schedule:
     return lambda step: schedule(jnp.asarray(step, float))
 
 
-def _number(smoothing: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+def _number(smoothing: ArrayLike) -> ArrayLike:
     checks.assert_rank("smoothing", checks.as_weight("smoothing", smoothing), 0, "a number")
     return smoothing
 

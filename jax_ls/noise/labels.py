@@ -5,10 +5,14 @@ classes: T = (1 − α) I + α/K, spread="all". Or it is *flipped* with probabil
 on its diagonal and e/(K−1) elsewhere, spread="others". They are the same at α = e K/(K−1).
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.class_axis import look_up
@@ -16,9 +20,7 @@ from jax_ls.class_axis import look_up
 __all__ = ["disturb_labels", "flip_labels", "optimal_smoothing"]
 
 
-def disturb_labels(
-    key: jax.Array, labels: jax.typing.ArrayLike, resample_rate: jax.typing.ArrayLike, *, num_classes: int
-) -> jax.Array:
+def disturb_labels(key: Array, labels: ArrayLike, resample_rate: ArrayLike, *, num_classes: int) -> Array:
     """Each label resampled with probability α, uniformly over all K classes: its average is the smoothed label.
 
     E[δ_y'] = (1 − α) δ_y + α/K, `smooth(labels, resample_rate)`. Drawn anew at each step, this is DisturbLabel.
@@ -53,13 +55,13 @@ def disturb_labels(
 
 
 def flip_labels(
-    key: jax.Array,
-    labels: jax.typing.ArrayLike,
-    flip_rate: jax.typing.ArrayLike | None = None,
+    key: Array,
+    labels: ArrayLike,
+    flip_rate: ArrayLike | None = None,
     *,
-    matrix: jax.typing.ArrayLike | None = None,
+    matrix: ArrayLike | None = None,
     num_classes: int,
-) -> jax.Array:
+) -> Array:
     """Wrong labels for experiments: flipped with probability e to one of the other classes, or by a matrix.
 
     P(y' = j | y = i) = e/(K−1) for j ≠ i, or T_ij. A loss with a `resample_rate` wants α = e K/(K−1).
@@ -103,9 +105,7 @@ def flip_labels(
     return jnp.where(_chosen(which, y, rate, size), (y + step) % size, y).astype(jnp.asarray(labels).dtype)
 
 
-def optimal_smoothing(
-    flip_rate: jax.typing.ArrayLike, num_classes: int, *, clean: jax.typing.ArrayLike = 0.0
-) -> jax.Array:
+def optimal_smoothing(flip_rate: ArrayLike, num_classes: int, *, clean: ArrayLike = 0.0) -> Array:
     """The ε for labels flipped with probability e: smoothed noisy labels then average to the smoothed clean ones.
 
     r = (r* − α) / (1 − α) with α = e K/(K−1); for two classes (r* − 2e) / (1 − 2e). Negative once α > r*: the loss is
@@ -138,7 +138,7 @@ def optimal_smoothing(
     return (best - alpha) / (1 - alpha)
 
 
-def as_rate(name: str, x: object, batch: checks.Shape | None, below: float = 1.0) -> jax.Array:
+def as_rate(name: str, x: object, batch: checks.Shape | None, below: float = 1.0) -> Array:
     """A probability in [0, below), () or of the shape `batch`; NaN for what is outside and traced."""
     rate = checks.as_weight(name, x)
     if batch is not None:
@@ -155,7 +155,7 @@ def assert_one_given(name: str, rate: object, matrix: object) -> None:
         raise TypeError(f"{name}, matrix: expected one of the two, got {'neither' if rate is None else 'both'}")
 
 
-def as_matrix(name: str, x: jax.typing.ArrayLike, size: int) -> jax.Array:
+def as_matrix(name: str, x: ArrayLike, size: int) -> Array:
     """T, (K, K). Rows that are no distributions raise, unless they are traced."""
     matrix = checks.as_class_values(name, x)
     checks.assert_shape(name, matrix, [(size, size)], f"({size}, {size}), a row for each class")
@@ -166,5 +166,5 @@ def as_matrix(name: str, x: jax.typing.ArrayLike, size: int) -> jax.Array:
     return matrix
 
 
-def _chosen(key: jax.Array, y: jax.Array, rate: jax.Array, size: int) -> jax.Array:
+def _chosen(key: Array, y: Array, rate: Array, size: int) -> Array:
     return (jax.random.uniform(key, y.shape, rate.dtype) < rate) & (y >= 0) & (y < size)

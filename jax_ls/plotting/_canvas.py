@@ -1,5 +1,7 @@
 """The look that all pictures share, and the axes that they are drawn on."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

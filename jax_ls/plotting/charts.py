@@ -1,12 +1,14 @@
 """Charts of targets, calibration, confidence and sweeps."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
@@ -20,19 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_confidence", "plot_reliability", "plot_sweep", "plot_targets"]
 
-Array = jax.typing.ArrayLike
 
 # More cells than this have no room for their numbers.
 WRITTEN = 12
 
 
 def plot_targets(
-    target: Target | Array,
+    target: Target | ArrayLike,
     num_classes: int | None = None,
     *,
     rows: Sequence[object] | None = None,
-    ax: "Axes | None" = None,
-) -> "Axes":
+    ax: Axes | None = None,
+) -> Axes:
     """Heat map of targets: a row an example, a column a class, the numbers written in where they fit.
 
     Args:
@@ -84,7 +85,7 @@ def plot_targets(
     return axes
 
 
-def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
+def plot_reliability(bins: Reliability, *, ax: Axes | None = None) -> Axes:
     """Accuracy against confidence, the gap of each bin from the diagonal, and above it how many predictions it holds.
 
     Args:
@@ -128,8 +129,8 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
 
 
 def plot_confidence(
-    bins: Reliability, *, label: str | None = None, color: str | None = None, ax: "Axes | None" = None
-) -> "Axes":
+    bins: Reliability, *, label: str | None = None, color: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Histogram of confidence, its mean (dashed) and the accuracy (solid). Draw several models on the same axes.
 
     Args:
@@ -174,8 +175,8 @@ def plot_confidence(
 
 
 def plot_sweep(
-    result: SweepResult, metric: str | None = None, *, label: str | None = None, ax: "Axes | None" = None
-) -> "Axes":
+    result: SweepResult, metric: str | None = None, *, label: str | None = None, ax: Axes | None = None
+) -> Axes:
     """A metric against ε: the mean over seeds, its standard error, every run as a dot, and a ring around the best mean.
 
     Args:

@@ -1,10 +1,12 @@
 """The last layer's inputs, seen in the plane of three classes' templates."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.plotting._canvas import COLORS, MARKERS, finish, new_axes, numbers
@@ -14,11 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["penultimate_projection", "plot_penultimate"]
 
-Array = jax.typing.ArrayLike
-
 
 def penultimate_projection(
-    features: Array, kernel: Array, *, bias: Array | None = None, classes: Sequence[int] = (0, 1, 2)
+    features: ArrayLike, kernel: ArrayLike, *, bias: ArrayLike | None = None, classes: Sequence[int] = (0, 1, 2)
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features, and templates of three classes, in the plane through those templates.
 
@@ -64,15 +64,15 @@ def penultimate_projection(
 
 
 def plot_penultimate(
-    features: Array,
-    labels: Array,
-    kernel: Array,
+    features: ArrayLike,
+    labels: ArrayLike,
+    kernel: ArrayLike,
     *,
-    bias: Array | None = None,
+    bias: ArrayLike | None = None,
     classes: Sequence[int] = (0, 1, 2),
     names: Sequence[str] | None = None,
-    ax: "Axes | None" = None,
-) -> "Axes":
+    ax: Axes | None = None,
+) -> Axes:
     """Examples of three classes in the plane of their templates: smoothing draws each class into a tight cluster.
 
     Args:

@@ -1,9 +1,12 @@
 """Losses of pairs of answers: Bradley-Terry and direct preference optimisation."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.checks import as_parameter, as_positive
@@ -12,8 +15,6 @@ from jax_ls.linear.output_layer import linear_cross_entropy
 from jax_ls.losses import cross_entropy, sigmoid_cross_entropy
 
 __all__ = ["Preference", "bradley_terry", "dpo", "robust_dpo", "robust_smoothing", "sequence_log_probability"]
-
-Array = jax.typing.ArrayLike
 
 
 class Preference(NamedTuple):
@@ -28,15 +29,15 @@ class Preference(NamedTuple):
       [10.0]
     """
 
-    loss: jax.Array
-    chosen_reward: jax.Array
-    rejected_reward: jax.Array
-    accuracy: jax.Array
+    loss: Array
+    chosen_reward: Array
+    rejected_reward: Array
+    accuracy: Array
 
 
 def bradley_terry(
-    chosen_reward: Array, rejected_reward: Array, smoothing: Array = 0.0, *, where: Array | None = None
-) -> jax.Array:
+    chosen_reward: ArrayLike, rejected_reward: ArrayLike, smoothing: ArrayLike = 0.0, *, where: ArrayLike | None = None
+) -> Array:
     """The loss of a reward model: −(1−ε) log σ(h) − ε log σ(−h), h = r_chosen − r_rejected.
 
     Least at σ(h) = 1 − ε. Where a share ε of the pairs is flipped, ε itself is conservative: rewards shrink; and
@@ -73,14 +74,14 @@ def bradley_terry(
 
 
 def dpo(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: Array = 0.1,
-    smoothing: Array = 0.0,
-    where: Array | None = None,
+    beta: ArrayLike = 0.1,
+    smoothing: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
 ) -> Preference:
     """Direct preference optimisation: `bradley_terry` of the implicit rewards β (log π − log π_ref).
 
@@ -129,14 +130,14 @@ def dpo(
 
 
 def robust_dpo(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: Array = 0.1,
-    flip_rate: Array = 0.0,
-    where: Array | None = None,
+    beta: ArrayLike = 0.1,
+    flip_rate: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
 ) -> Preference:
     """DPO that flipped pairs do not bias: `dpo` at ε = −e/(1−2e), whose mean over flips is the loss without them.
 
@@ -166,7 +167,7 @@ def robust_dpo(
     return dpo(*pairs, beta=beta, smoothing=robust_smoothing(flip_rate), where=where)
 
 
-def robust_smoothing(flip_rate: Array) -> jax.Array:
+def robust_smoothing(flip_rate: ArrayLike) -> Array:
     """−e/(1−2e): the smoothing that makes a binary loss unbiased where a share e of the labels is flipped.
 
     Args:
@@ -191,18 +192,18 @@ def robust_smoothing(flip_rate: Array) -> jax.Array:
 
 
 def sequence_log_probability(
-    outputs: Array,
-    labels: Array,
+    outputs: ArrayLike,
+    labels: ArrayLike,
     *,
-    kernel: Array | None = None,
-    where: Array | None = None,
-    class_where: Array | None = None,
-    bias: Array | None = None,
+    kernel: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     softcap: float | None = None,
     chunk_size: int | None = None,
     transposed: bool = False,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """log π of whole sequences, Σ_t log p(y_t): of logits, or of hidden states and a kernel without their logits.
 
     Args:
@@ -257,7 +258,7 @@ def sequence_log_probability(
     return -jnp.sum(losses, axis=-1)
 
 
-def _pairs(**given: Array) -> list[jax.Array]:
+def _pairs(**given: ArrayLike) -> list[Array]:
     """Real numbers of one shape, that of the first, in the widest of their dtypes."""
     values = {name: checks.as_weight(name, x) for name, x in given.items()}
     shape = next(iter(values.values())).shape

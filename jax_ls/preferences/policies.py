@@ -5,8 +5,12 @@ entropy bonus of policy gradients is the smoothing of a loss instead: `jax_ls.pe
 calls target policy smoothing, noise on actions, is another thing.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Restricted
@@ -17,17 +21,15 @@ from jax_ls.targets import Dense
 
 __all__ = ["dirichlet_noise", "epsilon_greedy", "smooth_policy"]
 
-Array = jax.typing.ArrayLike
-
 
 def smooth_policy(
-    policy: Array,
-    smoothing: Array,
+    policy: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    legal_actions: Array | None = None,
-    prior: Array | None = None,
+    legal_actions: ArrayLike | None = None,
+    prior: ArrayLike | None = None,
     from_logits: bool = False,
-) -> jax.Array:
+) -> Array:
     """A policy with a share ε of its mass spread: (1 − ε) π + ε u, all of it on legal actions.
 
     Args:
@@ -71,7 +73,7 @@ def smooth_policy(
     return jnp.where(align(some, smoothed.ndim), smoothed, jnp.nan)
 
 
-def epsilon_greedy(action_values: Array, smoothing: Array, *, legal_actions: Array | None = None) -> jax.Array:
+def epsilon_greedy(action_values: ArrayLike, smoothing: ArrayLike, *, legal_actions: ArrayLike | None = None) -> Array:
     """The greedy policy, smoothed: 1 − ε on the best legal action, and ε over all legal ones.
 
     Args:
@@ -103,13 +105,13 @@ def epsilon_greedy(action_values: Array, smoothing: Array, *, legal_actions: Arr
 
 
 def dirichlet_noise(
-    key: jax.Array,
-    probs: Array,
+    key: Array,
+    probs: ArrayLike,
     *,
-    fraction: Array = 0.25,
-    alpha: Array = 0.3,
-    legal_actions: Array | None = None,
-) -> jax.Array:
+    fraction: ArrayLike = 0.25,
+    alpha: ArrayLike = 0.3,
+    legal_actions: ArrayLike | None = None,
+) -> Array:
     """Exploration at the root of a search: (1 − f) π + f η, η ~ Dirichlet(α) over the legal actions.
 
     Args:
@@ -144,12 +146,12 @@ def dirichlet_noise(
     return smooth_policy(p, share, legal_actions=legal_actions, prior=noise)
 
 
-def _softmax(logits: jax.Array, legal: jax.Array | None) -> jax.Array:
+def _softmax(logits: Array, legal: Array | None) -> Array:
     z = logits if legal is None else jnp.where(align(legal, logits.ndim), logits, -jnp.inf)
     return jax.nn.softmax(z, axis=-1)
 
 
-def _as_legal(legal_actions: Array | None, values: jax.Array) -> jax.Array | None:
+def _as_legal(legal_actions: ArrayLike | None, values: Array) -> Array | None:
     if legal_actions is None:
         return None
     legal = checks.as_class_where("legal_actions", legal_actions)

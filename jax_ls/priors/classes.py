@@ -1,11 +1,15 @@
 """u for classes as they are counted, compared or grouped in a tree; a teacher's u; mixtures of targets."""
 
+from __future__ import annotations
+
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
@@ -15,12 +19,12 @@ __all__ = ["hierarchy", "mix", "similarity", "teacher", "tree_distances", "unigr
 
 
 def unigram(
-    counts: jax.typing.ArrayLike,
+    counts: ArrayLike,
     *,
-    pseudo_count: jax.typing.ArrayLike = 1.0,
-    temperature: jax.typing.ArrayLike = 1.0,
-    class_where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
+    pseudo_count: ArrayLike = 1.0,
+    temperature: ArrayLike = 1.0,
+    class_where: ArrayLike | None = None,
+) -> Array:
     """Classes as often as they occur: u_k ∝ (count_k + pseudo)^(1/T). T → ∞ is uniform.
 
     Args:
@@ -47,7 +51,7 @@ def unigram(
       Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017; the temperature:
       Meister et al., Generalized Entropy Regularization, 2020.
     """
-    if not isinstance(counts, jax.Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
+    if not isinstance(counts, Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
         counts = np.asarray(counts, float)  # words are counted past 2³¹
     n = checks.as_amount("counts", counts)
     checks.assert_rank("counts", n, 1, "(K,), one number a class")
@@ -66,12 +70,12 @@ def unigram(
 
 
 def similarity(
-    embeddings: jax.typing.ArrayLike | None = None,
+    embeddings: ArrayLike | None = None,
     *,
-    confusion: jax.typing.ArrayLike | None = None,
-    temperature: jax.typing.ArrayLike = 1.0,
+    confusion: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     metric: Literal["cosine", "dot"] = "cosine",
-) -> jax.Array:
+) -> Array:
     """Rows softmax_k(s_yk / τ) over the other classes, k ≠ y: classes that are alike share the mass.
 
     s is the similarity of class embeddings, or of a confusion matrix the share of label y that was taken for k.
@@ -112,7 +116,7 @@ def similarity(
     return jax.nn.softmax(below / temperature.astype(scores.dtype), axis=-1, where=others)
 
 
-def hierarchy(distances: jax.typing.ArrayLike, *, beta: jax.typing.ArrayLike) -> jax.Array:
+def hierarchy(distances: ArrayLike, *, beta: ArrayLike) -> Array:
     """Rows ∝ exp(−β d_yk / d_max): near relatives get more. Use it as `prior=Rows(table, labels)`; ε = 1 is published.
 
     Args:
@@ -195,7 +199,7 @@ def tree_distances(parents: Any) -> np.ndarray:
     return distances
 
 
-def teacher(logits: jax.typing.ArrayLike, *, temperature: jax.typing.ArrayLike = 1.0) -> Dense:
+def teacher(logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Dense:
     """Another model's belief, softmax(z / T), as a constant for differentiation: the targets of distillation.
 
     `smooth(labels, α, prior=teacher(z))` mixes it with the labels.
@@ -226,7 +230,7 @@ def teacher(logits: jax.typing.ArrayLike, *, temperature: jax.typing.ArrayLike =
     return Dense(jax.nn.softmax(below / temperature.astype(z.dtype), axis=-1))
 
 
-def mix(target_a: Any, target_b: Any, lam: jax.typing.ArrayLike) -> Target:
+def mix(target_a: Any, target_b: Any, lam: ArrayLike) -> Target:
     """λ a + (1 − λ) b: mixup, and CutMix with λ the share of the area. Smooth before or after: q is the same.
 
     Args:
@@ -264,7 +268,7 @@ def _path(up: np.ndarray, node: int) -> list[int]:
     return path
 
 
-def _alike(embeddings: Any, metric: str) -> jax.Array:
+def _alike(embeddings: Any, metric: str) -> Array:
     e = checks.as_class_values("embeddings", embeddings)
     checks.assert_rank("embeddings", e, 2, "a matrix (K, D)")
     if metric == "cosine":
@@ -273,13 +277,13 @@ def _alike(embeddings: Any, metric: str) -> jax.Array:
     return jnp.matmul(e, e.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _confused(confusion: Any) -> jax.Array:
+def _confused(confusion: Any) -> Array:
     counts = _square("confusion", checks.as_amount("confusion", confusion))
     total = jnp.sum(counts, axis=-1, keepdims=True)
     return counts / jnp.where(total == 0, 1, total)
 
 
-def _square(name: str, x: jax.Array) -> jax.Array:
+def _square(name: str, x: Array) -> Array:
     checks.assert_rank(name, x, 2, "a matrix (K, K)")
     checks.assert_shape(name, x, [x.shape[:1] * 2], "a square matrix (K, K)")
     return x

@@ -1,12 +1,16 @@
 """u from what lies beside a label, in a sequence or in an image: sparse targets that never hold (*batch, K)."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.targets import Sparse
@@ -15,11 +19,11 @@ __all__ = ["neighbors", "spatial"]
 
 
 def neighbors(
-    labels: jax.typing.ArrayLike,
+    labels: ArrayLike,
     *,
     offsets: Sequence[int] = (-2, -1, 1, 2),
-    weights: jax.typing.ArrayLike | Sequence[float] = (2.0, 5.0, 5.0, 2.0),
-    where: jax.typing.ArrayLike | None = None,
+    weights: ArrayLike | Sequence[float] = (2.0, 5.0, 5.0, 2.0),
+    where: ArrayLike | None = None,
 ) -> Sparse:
     """Votes of the labels beside each step of a sequence: u_t = Σ_d w_d δ_{y_{t+d}} / Σ_d w_d.
 
@@ -68,12 +72,12 @@ def neighbors(
 
 
 def spatial(
-    label_map: jax.typing.ArrayLike,
+    label_map: ArrayLike,
     *,
     kernel_size: int = 3,
-    sigma: jax.typing.ArrayLike = 1.0,
+    sigma: ArrayLike = 1.0,
     ndim: int = 2,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> Sparse:
     """Spatially varying smoothing: ½ δ_centre + ½ Σ_j g_j δ_{y_j} / Σ_j g_j, g_j = exp(−|j|² / 2σ²), over neighbours j.
 
@@ -126,7 +130,7 @@ def spatial(
     return Sparse(jnp.concatenate([y[..., None], votes.indices], axis=-1), 0.5 * weights)
 
 
-def _beside(x: jax.Array, offsets: Sequence[tuple[int, ...]]) -> jax.Array:
+def _beside(x: Array, offsets: Sequence[tuple[int, ...]]) -> Array:
     """(*shape, S): x at each offset along its last axes, edges repeated."""
     space = len(offsets[0])
     # One gather: XLA on CPU takes five times as long to stack S slices on the last axis.
@@ -141,7 +145,7 @@ def _beside(x: jax.Array, offsets: Sequence[tuple[int, ...]]) -> jax.Array:
     return x.at[(..., *index)].get(mode="clip", out_sharding=out)
 
 
-def _vote(own: jax.Array, beside: jax.Array, weights: jax.Array, heard: jax.Array) -> Sparse:
+def _vote(own: Array, beside: Array, weights: Array, heard: Array) -> Sparse:
     """Σ_s w_s δ_{beside_s} / Σ_s w_s over the neighbours that are heard; δ_own where there are none."""
     w = jnp.broadcast_to(weights, heard.shape) * heard.astype(weights.dtype)
     total = jnp.sum(w, axis=-1, keepdims=True)

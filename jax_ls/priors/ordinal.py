@@ -1,5 +1,7 @@
 """u for classes in an order: (K, K) tables whose row y falls off with the distance from y."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -7,15 +9,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 
 __all__ = ["binomial", "gaussian", "geometric", "sord"]
 
-Phi = Literal["absolute", "squared"] | Callable[[jax.Array, jax.Array], jax.Array]
+Phi = Literal["absolute", "squared"] | Callable[[Array, Array], Array]
 
 
-def sord(ranks: int | jax.typing.ArrayLike, *, phi: Phi = "absolute", beta: jax.typing.ArrayLike = 1.0) -> jax.Array:
+def sord(ranks: int | ArrayLike, *, phi: Phi = "absolute", beta: ArrayLike = 1.0) -> Array:
     """Rows softmax_k(−β φ(r_y, r_k)): soft ordinal vectors, of equally spaced classes or of any ranks.
 
     Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
@@ -51,7 +55,7 @@ def sord(ranks: int | jax.typing.ArrayLike, *, phi: Phi = "absolute", beta: jax.
     return jax.nn.softmax(-beta.astype(distances.dtype) * distances, axis=-1)
 
 
-def gaussian(ranks: int | jax.typing.ArrayLike, *, sigma: jax.typing.ArrayLike = 1.0) -> jax.Array:
+def gaussian(ranks: int | ArrayLike, *, sigma: ArrayLike = 1.0) -> Array:
     """Rows ∝ exp(−(r_y − r_k)² / 2σ²), each normalised over the classes there are.
 
     Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
@@ -81,7 +85,7 @@ def gaussian(ranks: int | jax.typing.ArrayLike, *, sigma: jax.typing.ArrayLike =
     return jax.nn.softmax(jnp.where(jnp.isnan(sigma), jnp.nan, -0.5 * jnp.square(steps)), axis=-1)
 
 
-def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Array:
+def binomial(num_classes: int, *, margin: ArrayLike = 0.1) -> Array:
     """Rows b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
 
     The mean of row y is y + margin (K − 1 − 2y): rows lean to the middle of the scale, those at its ends by
@@ -116,7 +120,7 @@ def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Arr
     return jax.nn.softmax(log_choose + ups * jnp.log(p) + downs * jnp.log1p(-p), axis=-1)
 
 
-def geometric(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.1) -> jax.Array:
+def geometric(num_classes: int, *, alpha: ArrayLike = 0.1) -> Array:
     """Rows with 1 − α on y, and α shared by the others ∝ α^|k − y|; all on y where K = 1.
 
     Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
@@ -151,7 +155,7 @@ def geometric(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.1) -> jax.Arr
     return (1 - moved) * jnp.eye(size, dtype=alpha.dtype) + moved * share
 
 
-def _ranks(ranks: Any) -> jax.Array:
+def _ranks(ranks: Any) -> Array:
     if jnp.ndim(ranks) == 0:
         return jnp.arange(checks.check_size("ranks", ranks), dtype=jnp.result_type(float))
     values = checks.as_weight("ranks", ranks)

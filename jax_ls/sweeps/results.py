@@ -1,5 +1,7 @@
 """What a sweep found: the table, the best ε, and the runs that diverged."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping

@@ -1,16 +1,20 @@
 """What a sweep goes through: parameters, by a grid or at random, and seeds."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 
 __all__ = ["grid", "log_uniform"]
 
-Values = jax.typing.ArrayLike | Sequence[float]
+Values = ArrayLike | Sequence[float]
 
 # Memory would not hold a table of more.
 MOST_RUNS = 2**24
@@ -39,7 +43,7 @@ def grid(**axes: Values) -> dict[str, np.ndarray]:
     return {name: x.ravel() for name, x in zip(axes, np.meshgrid(*arrays, indexing="ij"), strict=True)}
 
 
-def log_uniform(seed: int | jax.Array, low: float, high: float, num: int) -> np.ndarray:
+def log_uniform(seed: int | Array, low: float, high: float, num: int) -> np.ndarray:
     """Random search: values whose logarithms are uniform on [log low, log high], in ascending order.
 
     Args:

@@ -1,5 +1,7 @@
 """The runs of a sweep on disk, for the next call to continue from, and what tells one sweep from another."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib

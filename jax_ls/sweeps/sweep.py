@@ -1,5 +1,7 @@
 """`sweep`: every ε and every seed in one compiled program."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib.util
@@ -13,6 +15,7 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 from jax.sharding import Mesh, NamedSharding
@@ -25,7 +28,7 @@ from jax_ls.sweeps.storage import ResultsFile, fingerprint
 
 __all__ = ["sweep"]
 
-Train = Callable[[jax.Array, Any], Any]
+Train = Callable[[Array, Any], Any]
 
 
 def sweep(
@@ -137,13 +140,13 @@ def _mesh(devices: Any, limit: int) -> Mesh:
 
 # The last program is kept: a search that goes on with the same function, around the best ε say, need not compile again.
 @functools.lru_cache(maxsize=1)
-def _compiled(program: Jaxpr, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+def _compiled(program: Jaxpr, mesh: Mesh) -> Callable[..., list[Array]]:
     """(constants, seeds (D, s), parameters (D, p)) -> metrics (D, s, p, ...); a device trains its own s·p runs."""
 
-    def run(constants: Any, seed: jax.Array, point: Any) -> Any:
+    def run(constants: Any, seed: Array, point: Any) -> Any:
         return eval_jaxpr(program, constants, jax.random.key(seed), *point)
 
-    def tile(constants: Any, seeds: jax.Array, points: Any) -> Any:
+    def tile(constants: Any, seeds: Array, points: Any) -> Any:
         over_points = jax.vmap(run, (None, None, 0))
         over_seeds = jax.vmap(over_points, (None, 0, None))
         seeds, points = jax.tree.map(lambda x: x[0], (seeds, points))

@@ -1,9 +1,13 @@
 """Returns -> q over bins by `hl_gauss`, `two_hot` and `categorical_projection`, and back by `expected_value`."""
 
+from __future__ import annotations
+
 import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
@@ -14,10 +18,8 @@ from jax_ls.values.support import Support, as_count, as_support
 
 __all__ = ["categorical_projection", "expected_value", "hl_gauss", "two_hot"]
 
-Array = jax.typing.ArrayLike
 
-
-def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, padding: int = 0) -> Target:
+def hl_gauss(returns: ArrayLike, support: Support, *, sigma_ratio: ArrayLike = 0.75, padding: int = 0) -> Target:
     """A Gaussian around the return, as a histogram: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
 
     Differences are taken in the tail that both edges lie in, where they are exact. For equal bins and σ of ¾ to 2 bins,
@@ -64,7 +66,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
     sigma = ratio.astype(t.dtype) * (edges[-1] - edges[0]) / support.num_bins
     scale = align((math.sqrt(0.5) / sigma)[..., None], t.ndim + 1)
 
-    def twice_mass(lower: jax.Array, upper: jax.Array) -> jax.Array:
+    def twice_mass(lower: Array, upper: Array) -> Array:
         x, y = ((align(e, t.ndim + 1) - t[..., None]) * scale for e in (lower, upper))
         around = ((x < 0) & (y >= 0)).astype(t.dtype)
         return jnp.where(
@@ -77,7 +79,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
     return Dense(twice_mass(edges[:-1], edges[1:]) / fences.end_of_sum(twice_mass(edges[:1], edges[-1:])))
 
 
-def two_hot(returns: Array, support: Support) -> Target:
+def two_hot(returns: ArrayLike, support: Support) -> Target:
     """The return as the mean of the two atoms around it: (z_{i+1} − t)/(z_{i+1} − z_i) on atom i, the rest on i + 1.
 
     Args:
@@ -102,7 +104,7 @@ def two_hot(returns: Array, support: Support) -> Target:
     return _between_atoms(checks.as_weight("returns", returns), support)
 
 
-def categorical_projection(returns: Array, probs: Array, support: Support) -> Target:
+def categorical_projection(returns: ArrayLike, probs: ArrayLike, support: Support) -> Target:
     """A distribution over returns as one over atoms of the same mean: Σ_j p_j `two_hot`(t_j).
 
     Bellman's r + γ z_j with the probabilities p_j of the next state makes the target of C51.
@@ -138,7 +140,7 @@ def categorical_projection(returns: Array, probs: Array, support: Support) -> Ta
     return Sparse(hot.indices.reshape(flat), weights.reshape(flat), support.num_bins)
 
 
-def expected_value(logits: Array, support: Support) -> jax.Array:
+def expected_value(logits: ArrayLike, support: Support) -> Array:
     """The mean that logits over bins stand for: Σ_i softmax(z)_i · atom_i.
 
     Args:
@@ -167,7 +169,7 @@ def expected_value(logits: Array, support: Support) -> jax.Array:
     return middle + jnp.sum(jax.nn.softmax(z, axis=-1) * align(atoms - middle, z.ndim), axis=-1)
 
 
-def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
+def _between_atoms(returns: Array, support: Support) -> Sparse:
     t, atoms = checks.same_dtype(returns, as_support(support).atoms)
     t = jnp.clip(t, atoms[0], atoms[-1])
     lower = jnp.clip(jnp.searchsorted(atoms, t, side="right") - 1, 0, atoms.size - 2)
@@ -181,13 +183,13 @@ def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
 NARROW = 0.02
 
 
-def _narrow(middle: jax.Array, width: jax.Array) -> jax.Array:
+def _narrow(middle: Array, width: Array) -> Array:
     """erf(middle + width / 2) − erf(middle − width / 2), to the fourth order of the width."""
     square = middle * middle
     return 2 / math.sqrt(math.pi) * width * jnp.exp(-square) * (1 + (square / 6 - 1 / 12) * width * width)
 
 
-def _tail(x: jax.Array) -> jax.Array:
+def _tail(x: Array) -> Array:
     """sign(x) erfc|x|: exact in both tails, where erf is 1 but for its last digits.
 
     Its jump at 0 is not differentiated: what is added for the bin around 0 makes up for it.

@@ -1,12 +1,15 @@
 """The bins of a scalar: which value each stands for, and where one ends and the next begins."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
@@ -14,8 +17,7 @@ from jax_ls.checks import as_parameter
 
 __all__ = ["Support"]
 
-Array = jax.typing.ArrayLike
-Numbers = jax.Array | np.ndarray
+Numbers = Array | np.ndarray
 
 
 @pytree(atoms=1, edges=1)
@@ -46,10 +48,10 @@ class Support:
       Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017.
     """
 
-    atoms: jax.Array
-    edges: jax.Array
+    atoms: Array
+    edges: Array
 
-    def __init__(self, low: Array, high: Array, num_bins: int) -> None:
+    def __init__(self, low: ArrayLike, high: ArrayLike, num_bins: int) -> None:
         size = checks.check_size("num_bins", num_bins)
         if size < 2:
             raise ValueError(f"num_bins: expected at least 2, got {size}")
@@ -64,13 +66,13 @@ class Support:
         self._set("low", atoms, _midway(atoms))
 
     @classmethod
-    def from_atoms(cls, atoms: Array) -> Self:
+    def from_atoms(cls, atoms: ArrayLike) -> Self:
         """Any increasing atoms (B,), `symexp(jnp.linspace(-20, 20, 255))` for one; edges lie midway between them."""
         values = _as_increasing("atoms", atoms, 2)
         return object.__new__(cls)._set("atoms", values, _midway(values))
 
     @classmethod
-    def from_edges(cls, edges: Array) -> Self:
+    def from_edges(cls, edges: ArrayLike) -> Self:
         """Any increasing edges (B + 1,); atoms lie midway between them."""
         values = _as_increasing("edges", edges, 3)
         return object.__new__(cls)._set("edges", (values[1:] + values[:-1]) / 2, values)
@@ -85,7 +87,7 @@ class Support:
         steps = jnp.arange(1, as_count("bins", bins) + 1, dtype=self.edges.dtype)
         below, above = self.edges[1] - self.edges[0], self.edges[-1] - self.edges[-2]
 
-        def extended(x: jax.Array) -> jax.Array:
+        def extended(x: Array) -> Array:
             return jnp.concatenate([x[0] - below * steps[::-1], x, x[-1] + above * steps])
 
         return object.__new__(type(self))._set("bins", extended(self.atoms), extended(self.edges))
@@ -122,16 +124,16 @@ def _as_real(x: Any) -> Any:
     kind = x.dtype.kind if hasattr(x, "dtype") else np.asarray(x).dtype.kind
     if kind not in "iu":
         return x
-    return (x if isinstance(x, jax.Array) else np.asarray(x)).astype(jnp.result_type(float))
+    return (x if isinstance(x, Array) else np.asarray(x)).astype(jnp.result_type(float))
 
 
-def _as_end(name: str, x: Array) -> jax.Array:
+def _as_end(name: str, x: ArrayLike) -> Array:
     end = as_parameter(name, _as_real(x), lambda x: abs(x) < np.inf, "a finite number")
     checks.assert_rank(name, end, 0, "a number")
     return end
 
 
-def _as_increasing(name: str, x: Array, fewest: int) -> Numbers:
+def _as_increasing(name: str, x: ArrayLike, fewest: int) -> Numbers:
     """Increasing numbers, in NumPy where they are known."""
     x = _as_real(x)
     values = checks.as_weight(name, x)

@@ -5,18 +5,19 @@ mean, which is not the mean of the inverse: with noisy returns that is biased to
 `Support.from_atoms(symexp(grid))` with plain returns, are not.
 """
 
-import jax
+from __future__ import annotations
+
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.checks import as_amount
 
 __all__ = ["signed_hyperbolic", "signed_parabolic", "symexp", "symlog"]
 
-Array = jax.typing.ArrayLike
 
-
-def symlog(x: Array) -> jax.Array:
+def symlog(x: ArrayLike) -> Array:
     """sign(x) log(1 + |x|), element by element; slope 1 at 0.
 
     Args:
@@ -42,7 +43,7 @@ def symlog(x: Array) -> jax.Array:
     return sign * jnp.log1p(sign * x)
 
 
-def symexp(x: Array) -> jax.Array:
+def symexp(x: ArrayLike) -> Array:
     """sign(x) (exp|x| − 1), the inverse of `symlog`.
 
     Args:
@@ -67,7 +68,7 @@ def symexp(x: Array) -> jax.Array:
     return sign * jnp.expm1(sign * x)
 
 
-def signed_hyperbolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
+def signed_hyperbolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
     """sign(x) (√(|x| + 1) − 1) + ε x, element by element.
 
     Args:
@@ -94,7 +95,7 @@ def signed_hyperbolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
     return jnp.where(jnp.isinf(x), x, finite * (1 / (jnp.sqrt(1 + jnp.abs(finite)) + 1) + epsilon))
 
 
-def signed_parabolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
+def signed_parabolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
     """The inverse of `signed_hyperbolic`: sign(x) u (u + 2) with ε u² + (1 + 2ε) u = |x|.
 
     Args:
@@ -123,12 +124,12 @@ def signed_parabolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
     return jnp.where(jnp.isinf(x), x, finite * ratio * (ratio * jnp.abs(finite) + 2))
 
 
-def _sign(x: jax.Array) -> jax.Array:
+def _sign(x: Array) -> Array:
     """±1, and 1 at 0."""
     return jnp.where(x < 0, -1, 1).astype(x.dtype)
 
 
-def _with_epsilon(x: Array, epsilon: Array) -> tuple[jax.Array, jax.Array]:
+def _with_epsilon(x: ArrayLike, epsilon: ArrayLike) -> tuple[Array, Array]:
     values, slope = checks.as_weight("x", x), as_amount("epsilon", epsilon)
     checks.assert_rank("epsilon", slope, 0, "a number")
     return values, slope.astype(values.dtype)
