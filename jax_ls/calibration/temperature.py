@@ -164,9 +164,10 @@ def _fit(
 
     aim = summed(short)
     # A set with every label at the top starts where all d show: to stay there without any, to go to `high` with some.
-    # Of the type that a step gives back, which inside `jax.shard_map` says over which devices it varies.
-    before, below, above = (jnp.where(aim > 0, x, x) for x in (-1.0, 0.0, jnp.inf))
-    start = jnp.zeros((), jnp.int32), jnp.where(aim == 0, HOTTEST, beta), before, below, above
+    # Of the type that a step gives back, which inside `jax.shard_map` says over which devices it varies, and on an
+    # explicit mesh, under `jax.vmap`, over which it is split.
+    none, before, below, above = (jnp.where(aim > 0, x, x) for x in (0.0, -1.0, 0.0, jnp.inf))
+    start = none.astype(jnp.int32), jnp.where(aim == 0, HOTTEST, beta), before, below, above
     found = jax.lax.while_loop(unfinished, step, start)[1]
     return jnp.where(found == HOTTEST, beta, found)
 
