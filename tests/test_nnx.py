@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 
-from jax_ls import mean, online, smoothed_cross_entropy
+from jax_ls import calibration, mean, online, smoothed_cross_entropy
 from jax_ls.adaptive import CalibrationController
 from jax_ls.nnx import OnlineSmoothing, SmoothingController, SmoothingState
 
