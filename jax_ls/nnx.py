@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, serialization
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -37,6 +37,26 @@ __all__ = [
 
 # The fields of `OnlineState`, and the variables of `OnlineSmoothing` that hold them.
 ONLINE = ("matrix", "sums", "counts", "decay", "lost_sums", "lost_counts")
+
+
+def _restored(state: Any, arrays: dict[str, Any]) -> Any:
+    """A state of the kind of `state` from what `flax.serialization` has stored, field by field."""
+    expected = {name for name, x in vars(state).items() if x is not None}
+    if set(arrays) != expected:
+        raise ValueError(f"state: expected the fields {sorted(expected)}, got {sorted(arrays)}")
+    fields = {
+        name: serialization.from_state_dict(getattr(state, name), x, name=name) for name, x in sorted(arrays.items())
+    }
+    return type(state)(**{name: fields.get(name) for name in vars(state)})
+
+
+def _stored(state: Any) -> dict[str, Any]:
+    return {name: serialization.to_state_dict(x) for name, x in vars(state).items() if x is not None}
+
+
+# So that `flax.serialization.to_bytes` and `from_bytes`, and checkpoints made of them, take these states.
+for _kind in (online.OnlineState, CalibrationState, Reliability, Mean):
+    serialization.register_serialization_state(_kind, _stored, _restored, override=True)
 
 
 class SmoothingState(nnx.Variable):

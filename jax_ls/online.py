@@ -6,7 +6,8 @@
     state = online.next_epoch(state)                         # each epoch
 
 That is the published loss, ½ CE(z, δ_y) + ½ CE(z, S_y), where S_y is row y of the matrix of the epoch before. State in,
-state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree.
+state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree. `flax.serialization`
+takes it once `jax_ls.nnx` is imported.
 """
 
 from __future__ import annotations

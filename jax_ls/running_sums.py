@@ -16,6 +16,8 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from jax_ls import fences
+
 __all__ = ["accumulate", "added", "as_running", "sum_of", "sums_by_row"]
 
 # Terms that are added one after the other; the sums of the blocks are added in the same way.
@@ -62,8 +64,8 @@ def added(a: Any, b: Any, sums: Mapping[str, str]) -> dict[str, Array]:
 def sum_of(x: Array) -> Array:
     """Returns Σ x over the first axis, (n, ...) -> (...), in blocks of blocks."""
     while x.shape[0] > BLOCK:
-        x = _kept_apart(jnp.sum(_in_blocks(x, BLOCK, 0), axis=1, dtype=x.dtype))
-    return _kept_apart(jnp.sum(x, axis=0, dtype=x.dtype))
+        x = fences.kept_apart(jnp.sum(_in_blocks(x, BLOCK, 0), axis=1, dtype=x.dtype))
+    return fences.kept_apart(jnp.sum(x, axis=0, dtype=x.dtype))
 
 
 def sums_by_row(values: Array, rows: Array, num_rows: int) -> Array:
@@ -112,8 +114,3 @@ def _in_blocks(x: Array, size: int, fill: int) -> Array:
     """(n, ...) as (⌈n / size⌉, size, ...)."""
     padding = [(0, -len(x) % size), *[(0, 0)] * (x.ndim - 1)]
     return jnp.pad(x, padding, constant_values=fill).reshape(-1, size, *x.shape[1:])
-
-
-def _kept_apart(sums: Array) -> Array:
-    """Returns `sums`, which XLA then does not merge with a sum that follows: the digits would be lost again."""
-    return jax.lax.optimization_barrier(sums)

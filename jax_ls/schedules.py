@@ -131,6 +131,7 @@ def plain_then_negative(smoothing: ArrayLike, switch_at: int) -> optax.Schedule:
       Wei et al., To Smooth or Not? When Label Smoothing Meets Noisy Labels, 2022.
     """
     epsilon = checks.as_parameter("smoothing", smoothing, lambda x: x < 0, "a negative number")
+    checks.as_scalar("smoothing", epsilon)
     return _then(optax.constant_schedule(0.0), _step("switch_at", switch_at), optax.constant_schedule(epsilon))
 
 

@@ -31,7 +31,7 @@ CORE = "checks fences class_axis algebra targets"
 MAY_IMPORT = {
     "checks": "",
     "fences": "",
-    "running_sums": "",
+    "running_sums": "fences",
     "class_axis": "checks fences",
     "algebra": "checks class_axis",
     "targets": "checks class_axis algebra",

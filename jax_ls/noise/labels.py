@@ -36,7 +36,7 @@ def disturb_labels(key: Array, labels: ArrayLike, resample_rate: ArrayLike, *, n
 
     Raises:
       AssertionError: labels that are no integers, or a rate of another shape.
-      ValueError: a rate outside [0, 1), where it is concrete; K < 1.
+      ValueError: a rate outside [0, 1), where it is concrete; K < 1, or more classes than the labels' dtype holds.
 
     Example:
       >>> from jax_ls import noise
@@ -48,10 +48,11 @@ def disturb_labels(key: Array, labels: ArrayLike, resample_rate: ArrayLike, *, n
       Xie et al., DisturbLabel: Regularizing CNN on the Loss Layer, 2016.
     """
     y, size = checks.as_labels("labels", labels), checks.check_size("num_classes", num_classes)
+    dtype = _dtype_of(labels, size)
     alpha = as_rate("resample_rate", resample_rate, y.shape)
     which, what = jax.random.split(key)
     drawn = jax.random.randint(what, y.shape, 0, size, y.dtype)
-    return jnp.where(_chosen(which, y, alpha, size), drawn, y).astype(jnp.asarray(labels).dtype)
+    return _replaced(_chosen(which, y, alpha, size), drawn, y).astype(dtype)
 
 
 def flip_labels(
@@ -80,7 +81,7 @@ def flip_labels(
       AssertionError: labels that are no integers, a rate or a matrix of another shape.
       TypeError: `flip_rate` and `matrix` are both given, or neither is.
       ValueError: a rate outside [0, 1), a matrix whose rows are no distributions, where they are concrete; a rate
-        with fewer than two classes.
+        with fewer than two classes, more classes than the labels' dtype holds.
 
     Example:
       >>> from jax_ls import noise
@@ -92,17 +93,18 @@ def flip_labels(
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, 2017.
     """
     y, size = checks.as_labels("labels", labels), checks.check_size("num_classes", num_classes)
+    dtype = _dtype_of(labels, size)
     assert_one_given("flip_rate", flip_rate, matrix)
     if matrix is not None:
         rows = look_up(as_matrix("matrix", matrix, size), y)
         drawn = jax.random.categorical(key, jnp.log(rows), axis=-1).astype(y.dtype)
-        return jnp.where((y >= 0) & (y < size), drawn, y).astype(jnp.asarray(labels).dtype)
+        return jnp.where((y >= 0) & (y < size), drawn, y).astype(dtype)
     rate = as_rate("flip_rate", flip_rate, y.shape)
     if size < 2:
         raise ValueError(f"num_classes: expected another class to flip to, got {size}")
     which, what = jax.random.split(key)
     step = jax.random.randint(what, y.shape, 1, size, y.dtype)
-    return jnp.where(_chosen(which, y, rate, size), (y + step) % size, y).astype(jnp.asarray(labels).dtype)
+    return _replaced(_chosen(which, y, rate, size), (y + step) % size, y).astype(dtype)
 
 
 def optimal_smoothing(flip_rate: ArrayLike, num_classes: int, *, clean: ArrayLike = 0.0) -> Array:
@@ -114,7 +116,7 @@ def optimal_smoothing(flip_rate: ArrayLike, num_classes: int, *, clean: ArrayLik
     Args:
       flip_rate: e, in [0, 1 − 1/K), any shape; beyond, labels tell nothing.
       num_classes: K, at least 2.
-      clean: r*, the ε that is best without noise.
+      clean: r* ≤ 1, the ε that is best without noise; () or the shape of `flip_rate`.
 
     Returns:
       r, in the shape of `flip_rate` and `clean`; NaN for a traced rate out of range.
@@ -134,7 +136,9 @@ def optimal_smoothing(flip_rate: ArrayLike, num_classes: int, *, clean: ArrayLik
     if size < 2:
         raise ValueError(f"num_classes: expected at least 2, got {size}")
     alpha = as_rate("flip_rate", flip_rate, None, 1 - 1 / size) * (size / (size - 1))
-    best = checks.as_weight("clean", clean)
+    best = checks.as_parameter("clean", clean, lambda x: (x <= 1) & (x > -np.inf), "finite numbers up to 1")
+    if alpha.ndim:
+        checks.assert_shape("clean", best, [(), alpha.shape], f"() or {alpha.shape}, the shape of flip_rate")
     return (best - alpha) / (1 - alpha)
 
 
@@ -161,9 +165,24 @@ def as_matrix(name: str, x: ArrayLike, size: int) -> Array:
     checks.assert_shape(name, matrix, [(size, size)], f"({size}, {size}), a row for each class")
     if not isinstance(matrix, Tracer):
         rows = np.asarray(matrix)
-        if not (np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=1e-3)):
+        # As far as rounding to their own dtype lets them.
+        given = checks.as_array(name, x).dtype
+        if not (np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=max(1e-3, float(jnp.finfo(given).eps)))):
             raise ValueError(f"{name}: expected rows that are distributions, got sums {rows.sum(axis=1)}")
     return matrix
+
+
+def _dtype_of(labels: ArrayLike, size: int) -> jnp.dtype:
+    """The dtype of the labels, which has to hold the number of each class."""
+    dtype = jnp.asarray(labels).dtype
+    if jnp.iinfo(dtype).max < size - 1:
+        raise ValueError(f"labels: expected integers that hold {size} classes, got {dtype}: `labels.astype(int)`?")
+    return dtype
+
+
+def _replaced(chosen: Array, new: Array, old: Array) -> Array:
+    """New labels where they are chosen. As a sum: on an explicit mesh its operands may be split in different ways."""
+    return old + (new - old) * chosen.astype(old.dtype)
 
 
 def _chosen(key: Array, y: Array, rate: Array, size: int) -> Array:

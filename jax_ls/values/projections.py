@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.checks import as_positive
-from jax_ls.class_axis import align
+from jax_ls.class_axis import align, everywhere, look_up
 from jax_ls.targets import Dense, Sparse
 from jax_ls.values.support import Support, as_count, as_support
 
@@ -172,11 +174,21 @@ def expected_value(logits: ArrayLike, support: Support) -> Array:
 def _between_atoms(returns: Array, support: Support) -> Sparse:
     t, atoms = checks.same_dtype(returns, as_support(support).atoms)
     t = jnp.clip(t, atoms[0], atoms[-1])
-    lower = jnp.clip(jnp.searchsorted(atoms, t, side="right") - 1, 0, atoms.size - 2)
-    below, above = atoms[lower], atoms[lower + 1]
+    lower = jnp.clip(_count_up_to(atoms, t) - 1, 0, atoms.size - 2)
+    below, above = look_up(atoms, lower), look_up(atoms, lower + 1)
     upper_share = (t - below) / (above - below)
     indices = jnp.stack([lower, lower + 1], axis=-1)
     return Sparse(indices, jnp.stack([1 - upper_share, upper_share], axis=-1), support.num_bins)
+
+
+def _count_up_to(atoms: jax.Array, t: jax.Array) -> jax.Array:
+    """How many atoms are t or less; on an explicit mesh, each device for its own returns."""
+    sharding = jax.typeof(t).sharding
+    search = functools.partial(jnp.searchsorted, side="right")
+    if not any(sharding.spec):
+        return search(atoms, t)
+    specs = {"in_specs": (PartitionSpec(), sharding.spec), "out_specs": sharding.spec}
+    return jax.shard_map(search, mesh=sharding.mesh, **specs)(everywhere(atoms), t)
 
 
 # Bins narrower than this, in units of √2 σ, have no digits left in a difference of tails.
