@@ -287,7 +287,8 @@ def _take_sums(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Ar
     def step(carry: Tree, block: Array) -> tuple[Tree, None]:
         part = _part(blocks, block, layer, weights, labels)
         sums, masses = _sums(_row_sums, _logits(blocks, layer.hidden, part)[0], part)
-        return _joined(*carry, sums, masses), None
+        before, masses_before = carry
+        return _joined(before, masses_before, sums, masses), None
 
     start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
     return jax.lax.scan(step, start, blocks.order())[0]
