@@ -97,12 +97,12 @@ class Layout:
         elif mesh.empty:
             raise ValueError("hidden_spec, kernel_spec: expected a mesh in context: with jax.set_mesh(mesh)")
         spec = _padded(hidden_spec if hidden_spec is not None else hidden_own.spec, hidden.ndim)
-        kernel_spec = kernel_spec if kernel_spec is not None else kernel_own.spec
+        laid: PartitionSpec = kernel_own.spec if kernel_spec is None else kernel_spec
         if spec[-1] is not None:
             remedy = f"jax.sharding.reshard(hidden, {PartitionSpec(*spec[:-1], None)})"
             raise ValueError(f"hidden: expected D whole on every device, got {PartitionSpec(*spec)}: {remedy}")
         tokens = tuple(name for part in spec[:batch_ndim] for name in _names(part))
-        return cls._checked(mesh, PartitionSpec(*spec[:batch_ndim]), kernel_spec, transposed, tokens, None, wire)
+        return cls._checked(mesh, PartitionSpec(*spec[:batch_ndim]), laid, transposed, tokens, None, wire)
 
     @classmethod
     def _checked(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
@@ -201,19 +202,20 @@ def linear_cross_entropy(
         kept = None if prior is None else class_where
         target = smooth(target, smoothing, prior=prior, spread=spread, class_where=kept)
     checks.check_option("spread", spread, ("all", "others"))
+    q = as_target(target)
     operands = {
         "hidden": h,
         "kernel": k,
-        "target": as_target(target),
+        "target": q,
         "weights": _checked_weights(weights, h),
         "where": None if where is None else checks.as_where("where", where, h.shape[:-1]),
         "bias": None if bias is None else checks.as_bias("bias", bias, num_classes),
         "denominator": denominator,
     } | _shared(logits.shape[-1:], class_where, class_weights, z_loss)
-    _per_token(operands["target"], h.shape[:-1])
+    _per_token(q, h.shape[:-1])
     tokens = math.prod(h.shape[:-1]) // _split(layout)
     static = _Layer(
-        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(operands["target"])),
+        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(q)),
         reduction,
         chunk_size,
         block_size,
@@ -456,7 +458,7 @@ def _checked_weights(weights: ArrayLike | None, h: Array) -> Array | None:
 def _checked_softcap(softcap: float | None) -> float | None:
     if softcap is None:
         return None
-    if isinstance(softcap, jax.core.Tracer) or np.ndim(softcap):
+    if isinstance(softcap, Tracer) or np.ndim(softcap):
         raise TypeError(f"softcap: expected a static number, got {softcap!r}")
     checks.check_values("softcap", softcap, lambda c: (c > 0) & (c < math.inf), "a finite number > 0")
     return float(softcap)
