@@ -45,8 +45,7 @@ def smooth(
       A `Target`.
 
     Raises:
-      ValueError: an unknown `spread`, a concrete ε above 1, or a (K, K) prior for a batch of K examples: say `Rows` or
-        `Dense`.
+      ValueError: an unknown `spread`, a concrete ε above 1, or a bare (K, K) prior for a batch of K examples.
 
     Example:
       >>> smooth(jnp.array([1]), 0.5).probs(4).tolist()
@@ -184,8 +183,7 @@ class _Others(Target):
             rest = axis.psum(jnp.sum(parts.exists, axis=-1)) - label
             off = parts.by_prior * _without_label(self.hard.labels, parts.u, axis) + parts.equally * rest
         else:
-            # The shares contain masks and class weights: if they were multiplied later, XLA on CPU would write the
-            # product out.
+            # The shares contain masks and class weights. Multiplied later, XLA on CPU would write the product out.
             off = replace(axis, where=None, weights=None).dot(parts.others(axis, self.hard.labels), values)
         hard = (1 - parts.epsilon) * self.hard
         return hard.contract(values, axis).astype(off.dtype) + parts.epsilon.astype(off.dtype) * off

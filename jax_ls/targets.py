@@ -149,8 +149,8 @@ class Rows(Target):
 class Sparse(Target):
     """A target on a few classes for each example: q = Σ_s w_s δ_{i_s}.
 
-    Mixup, two-hot values and neighbouring labels are such targets. An index outside [0, K) gives NaN, unless its weight
-    is 0.
+    Mixup, two-hot values and neighbouring labels give such targets. An index outside [0, K) with a weight other than 0
+    gives NaN.
 
     Args:
       indices: integers (*batch, S).

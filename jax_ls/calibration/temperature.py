@@ -171,8 +171,7 @@ def _fit(
     aim = summed(label_gap)
     # If every label has the largest logit, start at HOTTEST, where every finite d has weight. The loop stays there if
     # all d are 0, and goes to `high` if some are not.
-    # `where` gives the start the type of a step's result, which inside `jax.shard_map` names the axes that it varies
-    # over.
+    # `where` gives the start the type of a step's result. Inside `jax.shard_map` a type names the axes that vary.
     before, below, above = (jnp.where(aim > 0, x, x) for x in (-1.0, 0.0, jnp.inf))
     start = jnp.zeros((), jnp.int32), jnp.where(aim == 0, HOTTEST, beta), before, below, above
     found = jax.lax.while_loop(unfinished, step, start)[1]

@@ -79,8 +79,7 @@ def flip_labels(
 
     Raises:
       TypeError: `flip_rate` and `matrix` are both given, or neither is.
-      ValueError: a concrete rate outside [0, 1), a concrete matrix whose rows are no distributions, or a rate with K =
-        1.
+      ValueError: a concrete rate outside [0, 1), a concrete matrix whose rows are no distributions, a rate at K = 1.
 
     Example:
       >>> from jax_ls import noise

@@ -112,8 +112,7 @@ def dirichlet_noise(
       key: a key of `jax.random`.
       probs: π, probabilities (*batch, A).
       fraction: f, () or (*batch,).
-      alpha: α > 0, (), (A,) or (*batch, A): a small α puts the noise on few actions. May be traced; NaN if not
-        positive.
+      alpha: α > 0, (), (A,) or (*batch, A): a small α gives noise on few actions. May be traced; NaN if not > 0.
       legal_actions: boolean (A,) or (*batch, A).
 
     Returns:

@@ -80,13 +80,11 @@ def similarity(
     """Returns a table whose row y gives the mass to classes similar to y: softmax_k(s_yk / τ) over k ≠ y.
 
     s_yk is the similarity of the embeddings of y and k, or the share of label y that a confusion matrix says was
-    predicted as k. Use it as `prior=Rows(table, labels)`. The diagonal is 0, so that a label keeps exactly 1 − ε with
-    either `spread`.
+    predicted as k. Use it as `prior=Rows(table, labels)`. The diagonal is 0, so a label keeps exactly 1 − ε.
 
     Args:
       embeddings: real numbers (K, D), a row for each class: word vectors of the names, or columns of an output layer.
-      confusion: counts or rates ≥ 0, (K, K), in place of embeddings; row y has label y. A row of zeros gives a uniform
-        row.
+      confusion: counts or rates ≥ 0, (K, K), in place of embeddings; row y has label y. A row of zeros becomes uniform.
       temperature: τ > 0, a number. May be traced; NaN if not positive.
       metric: "cosine" or "dot", how embeddings are compared.
 

@@ -55,10 +55,8 @@ def sweep(
 
     Args:
       train: pure (key, smoothing) -> metrics, a pytree of numbers or arrays. It may close over its data.
-      smoothing: ε, (n,), see `log_uniform`; or several parameters by name, (n,) each, see `grid`. `train` then gets a
-        dict.
-      seeds: distinct seeds, or how many: 0, 1, ... All ε get the same key from a seed, so that runs can be compared in
-        pairs.
+      smoothing: ε, (n,), see `log_uniform`; or a dict of parameters, (n,) each, see `grid`: `train` then gets a dict.
+      seeds: distinct seeds, or how many: 0, 1, ... A seed gives all ε the same key, so runs can be compared in pairs.
       batch: the most runs to train at a time, over all devices; None for all. It limits the memory.
       metric, mode: the metric that `best` compares, and whether its highest or lowest value is best.
       results: a file of JSON lines, one per run, appended after each batch. A batch whose runs are all in the file is

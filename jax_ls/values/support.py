@@ -33,8 +33,7 @@ class Support:
       num_bins: B ≥ 2, static.
 
     Raises:
-      ValueError: concrete low ≥ high or numbers that are not finite, fewer than two bins, bins that rounding makes
-        empty.
+      ValueError: concrete low ≥ high or numbers that are not finite, fewer than two bins, or bins empty by rounding.
 
     Example:
       >>> from jax_ls.values import Support
