@@ -171,7 +171,7 @@ def smoothed_cross_entropy(
 
 
 def _as_target(batch: Batch, x: Target | ArrayLike, name: str = "target") -> Target:
-    """A target, integers (*batch,), or probabilities in the shape of the logits as they were given."""
+    """Returns a target from a target, integers (*batch,), or probabilities in the shape of the given logits."""
     if isinstance(x, Target):
         return x
     array = checks.as_array(name, x)

@@ -300,7 +300,7 @@ def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int,
 
 
 def _check_rows(name: str, x: Array, batch: tuple[int, ...] | None) -> None:
-    """`x` is (K,) or (*batch, K)."""
+    """Raises unless `x` is (K,) or (*batch, K)."""
     if batch is not None and x.ndim > 1:
         checks.assert_shape(name, x, [(*batch, x.shape[-1])], f"(K,) or {(*batch, 'K')}, for labels {batch}")
 
