@@ -1,4 +1,7 @@
-"""Label smoothing for JAX: targets, losses and reductions as pure functions."""
+"""Label smoothing for JAX: targets, losses and reductions as pure functions.
+
+A `Raises` section names what a caller can do wrong in that function. What all functions refuse is in docs/errors.md.
+"""
 
 from jax_ls import adaptive, calibration, noise, online, penalties, preferences, priors, schedules, sweeps, values
 from jax_ls.linear import chunked_loss, linear_cross_entropy

@@ -1,6 +1,6 @@
-"""What bad input gets: static mistakes raise at once, with the argument's name, what was expected and what came.
+"""Argument checks. A message says the argument's name, what was expected and what came: `docs/errors.md` has the list.
 
-Shapes, ranks and dtypes go through chex; options, which chex has no word for, raise `ValueError` or `TypeError`.
+chex checks shapes, ranks and dtypes and raises `AssertionError`. Options and values raise `ValueError` or `TypeError`.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def assert_min_rank(name: str, x: Array, rank: int, expected: str) -> None:
 
 
 def assert_batch(name: str, x: Array, values: Array | None) -> None:
-    """`x` has the batch axes (*batch,) of values (*batch, K)."""
+    """Raises unless `x` has the batch axes (*batch,) of values (*batch, K)."""
     if values is not None:
         assert_shape(name, x, [values.shape[:-1]], "batch axes {shapes}, as the values have")
 
 
 def assert_num_classes(name: str, x: Array, num_classes: int | None) -> None:
-    """The last axis of `x` is as long as there are classes."""
+    """Raises unless the last axis of `x` has length `num_classes`."""
     if num_classes is not None:
         message = lambda: f"{name}: expected {num_classes} classes, got {describe(x)}"  # noqa: E731
         _through_chex(message, chex.assert_axis_dimension, x, -1, num_classes)
@@ -81,20 +81,20 @@ def assert_total(name: str, num_classes: int, total: int) -> None:
 
 
 def assert_class_values(name: str, x: Array, values: Shaped | None) -> None:
-    """`x` is (K,), or (*batch, K), for values (*batch, K)."""
+    """Raises unless `x` is (K,) or (*batch, K), for values (*batch, K)."""
     if values is not None:
         assert_shape(name, x, [values.shape[-1:], values.shape], "{shapes}, as the values have")
 
 
 def check_option(name: str, value: Any, options: Collection[str]) -> None:
-    """`value` is one of the words `options`."""
+    """Raises unless `value` is one of the words `options`."""
     if not isinstance(value, str) or value not in options:
         words = " | ".join(f'"{option}"' for option in options)
         raise ValueError(f"{name}: expected {words}, got {value!r}")
 
 
 def check_axis(name: str, axis: Any, ndim: int) -> int:
-    """`axis` as a number in [0, ndim)."""
+    """Returns `axis` as a number in [0, ndim)."""
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         raise TypeError(f"{name}: expected an integer, got {axis!r}")
     if not -ndim <= axis < ndim:
@@ -103,21 +103,21 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
 
 
 def as_batch_labels(name: str, x: Any, batch: Shape) -> Array:
-    """Integers (*batch,)."""
+    """Returns labels, integers (*batch,)."""
     labels = as_labels(name, x)
     assert_shape(name, labels, [batch], "integers {shapes}")
     return labels
 
 
 def as_batch_numbers(name: str, x: Any, batch: Shape) -> Array:
-    """Real numbers () or (*batch,), at least float32."""
+    """Returns real numbers () or (*batch,), in float32 or wider."""
     values = as_weight(name, x)
     assert_shape(name, values, [(), batch], "{shapes}, the shape of the batch")
     return values
 
 
 def check_mesh_axes(name: str, axes: Any) -> None:
-    """Each of `axes`, a name or a tuple of names, is an axis of the surrounding `jax.shard_map` or `jax.vmap`."""
+    """Raises unless each name in `axes` is an axis of the surrounding `jax.shard_map` or `jax.vmap`."""
     for axis in axes if isinstance(axes, tuple) else (axes,):
         try:
             jax.lax.axis_size(axis)
@@ -129,24 +129,24 @@ def check_mesh_axes(name: str, axes: Any) -> None:
 
 
 def check_integer(name: str, x: object) -> None:
-    """`x` is a static integer."""
+    """Raises unless `x` is a static integer."""
     if isinstance(x, bool) or not isinstance(x, int | np.integer):
         raise TypeError(f"{name}: expected an integer, got {x!r}")
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
-    """float32, or `dtype` itself where that is wider: what sums over classes accumulate in."""
+    """Returns the dtype in which sums over classes accumulate: float32, or `dtype` if it is wider."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
 def same_dtype(*arrays: Array) -> list[Array]:
-    """All in the widest of their dtypes: strict promotion would refuse to mix them."""
+    """Returns all arrays in the widest of their dtypes, because strict promotion refuses to mix dtypes."""
     dtype = max((x.dtype for x in arrays), key=lambda dtype: dtype.itemsize)
     return [x.astype(dtype) for x in arrays]
 
 
 def as_array(name: str, x: Any, expected: str = "an array of numbers") -> Array:
-    """What JAX can make an array of."""
+    """Returns `x` as a JAX array."""
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -154,7 +154,7 @@ def as_array(name: str, x: Any, expected: str = "an array of numbers") -> Array:
 
 
 def as_weight(name: str, x: object) -> Array:
-    """A real number or array of them, at least float32: 1 − ε has no digits to lose."""
+    """Returns real numbers in float32 or wider, because 1 − ε loses digits in a narrower dtype."""
     x = as_array(name, x, "a number or an array of numbers")
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(wide(x.dtype))
@@ -164,7 +164,7 @@ def as_weight(name: str, x: object) -> Array:
 
 
 def check_size(name: str, size: object) -> int:
-    """`size` as a positive static number."""
+    """Returns `size`, which must be a positive static integer."""
     if isinstance(size, bool) or not isinstance(size, int | np.integer):
         raise TypeError(f"{name}: expected a positive integer, got {size!r}")
     if size < 1:
@@ -173,11 +173,11 @@ def check_size(name: str, size: object) -> int:
 
 
 def as_labels(name: str, x: ArrayLike) -> Array:
-    """Integers, wide enough to be compared with any number of classes; beyond that, the largest there is."""
+    """Returns labels, integers of 32 bits or more. Integers that do not fit become the largest of the dtype."""
     given: Any = x
     widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype.itemsize >= widest.dtype.itemsize:
-        # JAX would wrap 2³² + 1 to 1, a class.
+        # JAX would wrap 2³² + 1 to 1, which names a class.
         given = np.minimum(x, widest.max)
         given = np.maximum(given, widest.min) if x.dtype.kind == "i" else given
     labels = as_array(name, given, "integers (*batch,)")
@@ -198,7 +198,7 @@ def as_where(name: str, x: ArrayLike, shape: Shape) -> Array:
 
 
 def as_class_where(name: str, x: ArrayLike) -> Array:
-    """A boolean array with a class axis."""
+    """Returns booleans (K,) or (*batch, K)."""
     where = as_array(name, x, "booleans (K,) or (*batch, K)")
     assert_kind(name, where, bool, "booleans (K,) or (*batch, K)")
     assert_min_rank(name, where, 1, "booleans (K,) or (*batch, K)")
@@ -206,7 +206,7 @@ def as_class_where(name: str, x: ArrayLike) -> Array:
 
 
 def as_class_values(name: str, x: ArrayLike) -> Array:
-    """Real numbers with a class axis, at least float32."""
+    """Returns real numbers (K,) or (*batch, K), in float32 or wider."""
     values = as_array(name, x, "real numbers (K,) or (*batch, K)")
     assert_kind(name, values, float, "real numbers (K,) or (*batch, K)")
     assert_min_rank(name, values, 1, "real numbers (K,) or (*batch, K)")
@@ -214,7 +214,7 @@ def as_class_values(name: str, x: ArrayLike) -> Array:
 
 
 def as_broadcast(name: str, x: object, like: Shaped) -> Array:
-    """Real numbers in the shape and dtype of `like`."""
+    """Returns real numbers, broadcast to the shape and cast to the dtype of `like`."""
     values = as_weight(name, x)
     message = lambda: f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"  # noqa: E731
     _through_chex(message, chex.assert_is_broadcastable, values.shape, like.shape)
@@ -222,7 +222,7 @@ def as_broadcast(name: str, x: object, like: Shaped) -> Array:
 
 
 def as_logits(name: str, x: ArrayLike) -> Array:
-    """Real numbers with a class axis, in their own dtype."""
+    """Returns logits (*batch, K) in their own dtype."""
     logits = as_array(name, x, "real numbers (*batch, K)")
     assert_kind(name, logits, float, "real numbers (*batch, K)")
     assert_min_rank(name, logits, 1, "real numbers (*batch, K)")
@@ -259,14 +259,14 @@ def _remedy(x: Array, logits: Shaped) -> str:
 
 
 def as_bias(name: str, x: ArrayLike, num_classes: int) -> Array:
-    """Real numbers (K,), at least float32."""
+    """Returns real numbers (K,), in float32 or wider."""
     bias = as_class_values(name, x)
     assert_shape(name, bias, [(num_classes,)], f"({num_classes},), one number a class")
     return bias
 
 
 def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> Array:
-    """Real numbers for which `holds` is true; where they are traced and it is not, NaN."""
+    """Returns real numbers for which `holds` is true. Others raise if they are concrete, and become NaN if traced."""
     values = as_weight(name, x)
     if isinstance(x, Tracer):
         return jnp.where(holds(values), values, jnp.nan)
@@ -278,27 +278,27 @@ def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) 
 
 
 def as_positive(name: str, x: Any) -> Array:
-    """Finite numbers > 0, which XLA does not flush to 0."""
+    """Returns finite numbers > 0; subnormal ones are refused, because XLA flushes them to 0."""
     return as_parameter(name, x, lambda x: (x >= jnp.finfo(x.dtype).tiny) & (x < np.inf), "finite numbers > 0")
 
 
 def as_amount(name: str, x: Any) -> Array:
-    """Finite numbers ≥ 0."""
+    """Returns finite numbers ≥ 0."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x < np.inf), "finite numbers ≥ 0")
 
 
 def as_skew(name: str, x: Any) -> Array:
-    """Numbers in [0, 1]."""
+    """Returns numbers in [0, 1]."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
 
 
 def as_scalar(name: str, x: Array) -> Array:
-    """One number, ()."""
+    """Returns `x`, which must have shape ()."""
     assert_shape(name, x, [()], "a number")
     return x
 
 
 def check_values(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> None:
-    """Numbers that are known now are as expected; traced ones pass."""
+    """Raises unless `holds` is true of all concrete numbers. Traced numbers pass."""
     if not isinstance(x, Tracer) and not np.all(holds(np.asarray(x))):
         raise ValueError(f"{name}: expected {expected}, got {x!r}")

@@ -41,7 +41,7 @@ __all__ = ["Batch", "Formula", "Logits", "is_correct", "on_logits"]
 Formula = Callable[..., Any]
 
 NO_CLASS = -(2**31)
-"""The likeliest class of a row that has none, for its logits are not finite numbers."""
+"""The likeliest class of a row whose logits are not finite numbers."""
 
 REMEMBERED = "jax_ls.sum_over_classes"
 """Name of the sums over classes, for checkpoint policies: a few numbers per row, kept for the backward pass."""
@@ -146,7 +146,7 @@ class Logits:
 
     @property
     def shift(self) -> Array:
-        """max_k z_k as a constant: what `log_total`, `dot` and `mean` are relative to."""
+        """max_k z_k as a constant for differentiation. `log_total`, `dot` and `mean` are relative to it."""
         return jax.lax.stop_gradient(self._ask("top"))
 
     @property
@@ -203,15 +203,15 @@ class Logits:
         return _remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1)))).astype(self._z.dtype)
 
     def pick(self, y: Array) -> Array:
-        """z_y − max z at labels (*batch,); NaN where no class is y."""
+        """z_y − max z at labels (*batch,); NaN for a label that names no class."""
         return self._axis.pick(self.values, y[..., None])[..., 0]
 
     def contains(self, y: Array) -> Array:
-        """Whether labels (*batch,) name classes that exist."""
+        """Returns whether labels (*batch,) name classes that exist."""
         return self._axis.contains(y[..., None])[..., 0]
 
     def log_prob(self, y: Array) -> Array:
-        """log p_y at labels (*batch,); NaN where no class is y."""
+        """log p_y at labels (*batch,); NaN for a label that names no class."""
         return self.pick(y) - self.log_total
 
     def log_rival(self, y: Array) -> Array:
@@ -276,7 +276,7 @@ class Logits:
         return self._sums[f"linear {self._answered - 1}"]
 
     def _take(self, index: Array) -> Array:
-        """z_i − max z at local classes (*batch, S); where i is none of them, that of the class nearest."""
+        """Returns z_i − max z at local classes i (*batch, S), which are clipped into range."""
         picked = _remembered(_pick(self._z, jax.lax.stop_gradient(self._narrow), index))
         if self._axis.rows is not None:
             picked = jnp.where(self._axis.rows[..., None], picked, 0)
@@ -393,7 +393,7 @@ class Batch:
 
 
 def _as_operand(name: str, x: Any, batch: tuple[int, ...]) -> Any:
-    """A target as it is; integers (*batch,); real numbers () or (*batch,)."""
+    """Returns an operand as a target, as integers (*batch,), or as real numbers () or (*batch,)."""
     if isinstance(x, Target):
         return x
     if isinstance(x, Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == len(batch):
@@ -415,7 +415,7 @@ def _evaluate(
     class_weights: Array | None,
     z_loss: Array | None,
 ) -> Any:
-    """The formula over masked logits. The backward pass computes anew what is not `_remembered`."""
+    """Returns the formula over masked logits. The backward pass recomputes all but the `_remembered` sums."""
     z = logits.astype(checks.wide(logits.dtype))
     if where is not None and class_where is not None and class_where.ndim == z.ndim:
         class_where = class_where | ~where[..., None]
@@ -443,14 +443,14 @@ def _evaluate(
 
 
 def _masked(x: Any, where: Array) -> Any:
-    """An operand with stand-ins for the examples that do not count, so that none of their NaN gets about."""
+    """Returns an operand with stand-ins for the examples that do not count, so that their NaN cannot spread."""
     if isinstance(x, Target):
         return x.counted(where)
     return x if x.ndim == 0 and where.ndim else jnp.where(where, x, stand_in(x.dtype))
 
 
 def _remembered(x: Array) -> Array:
-    """A sum over classes that is kept for the backward pass."""
+    """Returns a sum over classes under the name by which it is kept for the backward pass."""
     return checkpoint_name(x, REMEMBERED)
 
 
@@ -520,13 +520,13 @@ def _row_sums_jvp(wanted: _Pass, primals: Any, tangents: Any) -> Any:
 
 
 def _separate_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
-    """Each sum by itself, over z − max z: XLA on CPU takes four times as long over one variadic reduction."""
+    """Returns each sum by itself, over z − max z: XLA on CPU takes four times as long for a variadic reduction."""
 
     def summed(terms: Array) -> Array:
         return fences.end_of_sum(jnp.sum(terms, axis=-1))
 
     def shifted(*constants: float) -> tuple[Array, ...]:
-        """z − max z and constants, as arrays that no other sum shares."""
+        """Returns z − max z and constants, as arrays that no other sum shares."""
         rows = fences.unshared(top, *(jnp.full_like(top, x) for x in constants))
         return z - rows[0][..., None], *(x[..., None] for x in rows[1:])
 
@@ -551,7 +551,7 @@ def _separate_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -
 
 
 def _laid_like(x: Array, z: Array) -> Array:
-    """Weights of classes as an explicit mesh splits the logits: else XLA gathers the logits."""
+    """Returns class weights laid over an explicit mesh as the logits are. Otherwise XLA would gather the logits."""
     sharding = jax.typeof(z).sharding
     if not any(sharding.spec):
         return x
@@ -654,7 +654,7 @@ def _one_reduction(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], l
 
 
 def _parts(z: Array, longest: int | None) -> int:
-    """How many equal parts of at most `longest` classes a row is reduced by; 1 if none divides it."""
+    """Returns into how many equal parts of at most `longest` classes a row is divided; 1 if no number divides it."""
     size = z.shape[-1]
     if longest is None or class_axis_is_split(z) or size <= longest:
         return 1
@@ -663,7 +663,7 @@ def _parts(z: Array, longest: int | None) -> int:
 
 
 def _over_devices(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], local: Sums) -> Sums:
-    """The sums of all devices that the classes are split over, from those of each."""
+    """Returns the sums over all devices that the classes are split over, from the sums of each device."""
     axis = ClassAxis(z.shape[-1], class_axis_name=wanted.class_axis_name)
     top = axis.pmax(local["top"])
     step = local["top"] - top

@@ -171,7 +171,7 @@ def smoothed_cross_entropy(
 
 
 def _as_target(batch: Batch, x: Target | ArrayLike, name: str = "target") -> Target:
-    """A target, integers (*batch,), or probabilities in the shape of the logits as they were given."""
+    """Returns a target from a target, integers (*batch,), or probabilities in the shape of the given logits."""
     if isinstance(x, Target):
         return x
     array = checks.as_array(name, x)
@@ -190,13 +190,15 @@ def sigmoid_cross_entropy(
     ignore_index: int | None = None,
     class_weights: ArrayLike | None = None,
 ) -> Array:
-    """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
+    """Returns the smoothed binary cross-entropy of each element, −q log σ(z) − (1 − q) log σ(−z).
+
+    q = (1 − ε) y + ε · prior
 
     Args:
       logits: z, real numbers of any shape.
       labels: y, in the shape of the logits; 0 and 1, or probabilities.
       smoothing: ε, broadcastable to the labels.
-      prior: what a label is drawn to, broadcastable to the labels; see `smooth_binary_labels`.
+      prior: the number that a label moves towards, broadcastable to the labels; see `smooth_binary_labels`.
       where: booleans in the shape of the logits, the elements that count; elsewhere loss and gradient are 0.
       ignore_index: a label whose elements do not count, for integer labels: −1 for "not annotated", say.
       class_weights: (K,), multiplies the losses of each class, on the last axis of the logits.
@@ -244,22 +246,22 @@ def with_label_smoothing(
     binary: bool = False,
     **smooth_options: Any,
 ) -> Callable[..., Array]:
-    """Any optax-style `loss(logits, dense_labels, ...)`, smoothed: it then takes integer or dense labels.
+    """Returns an optax-style `loss(logits, dense_labels, ...)` with label smoothing, for integer or dense labels.
 
-    Labels are written out, as the wrapped loss needs them; `smoothed_cross_entropy` does without.
+    The wrapper writes the smoothed labels out, because `loss` needs them. `smoothed_cross_entropy` does not.
 
     Args:
-      loss: a function of logits and dense labels, `optax.softmax_cross_entropy` for one.
+      loss: a function of logits and dense labels, such as `optax.softmax_cross_entropy`.
       smoothing: ε, () or (*batch,), or an optax schedule of it.
       binary: labels are independent zeros and ones in the shape of the logits, smoothed towards `prior` = 0.5.
-      **smooth_options: of `smooth_labels`, or `prior` of `smooth_binary_labels`.
+      **smooth_options: options of `smooth_labels`; if binary, the `prior` of `smooth_binary_labels`.
 
     Returns:
-      `smoothed(logits, labels, *args, step=None, **kwargs)`; `step` is for a schedule, an `axis` keyword names the
-      class axis for both, all else goes to `loss`.
+      `smoothed(logits, labels, *args, step=None, **kwargs)`; `step` is for a schedule, and `axis` is the class
+      axis of logits and labels. `axis` and all other arguments go to `loss`.
 
     Raises:
-      TypeError: a schedule called without `step`, or an option that smoothing does not have.
+      TypeError: a schedule without `step`, or an unknown option of smoothing.
 
     Example:
       >>> loss = with_label_smoothing(optax.softmax_cross_entropy, optax.linear_schedule(0.1, 0.0, 100))

@@ -65,8 +65,7 @@ def fit_temperature(
     Returns:
       T, a number; a constant for differentiation. NaN if a logit is NaN, if a label names no class, or if a label's
       logit is −inf, so that no T gives a finite likelihood. If the likelihood does not depend on T, returns 1 clipped
-      to
-      `bounds`: no example counts, or the logits of each example are all equal (10¹⁴ or more below counts as −inf).
+      to `bounds`: no example counts, or the logits of each example are all equal, logits 10¹⁴ or more below aside.
 
     Raises:
       TypeError, ValueError: bounds that are not two numbers, 0 < low <= high.

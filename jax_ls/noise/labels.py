@@ -1,8 +1,9 @@
-"""Labels that are wrong: how noise is told, made, and which ε undoes it. Losses against it are in `jax_ls.noise`.
+"""Wrong labels: two rates that describe them, functions that make them, and the ε that corrects for them.
 
-Two words for symmetric noise, as for smoothing. A label is *resampled* with probability α, uniformly over all K
-classes: T = (1 − α) I + α/K, spread="all". Or it is *flipped* with probability e, to one of the others: T has 1 − e
-on its diagonal and e/(K−1) elsewhere, spread="others". They are the same at α = e K/(K−1).
+Symmetric noise has two descriptions. A label is *resampled* with probability α (`resample_rate`), uniformly from all K
+classes: T = (1 − α) I + α/K, as smoothing with spread="all". Or a label is *flipped* with probability e (`flip_rate`)
+to one of the other classes: T has 1 − e on its diagonal and e/(K−1) elsewhere, as smoothing with spread="others". Both
+describe the same noise at α = e K/(K−1).
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ __all__ = ["disturb_labels", "flip_labels", "optimal_smoothing"]
 
 
 def disturb_labels(key: Array, labels: ArrayLike, resample_rate: ArrayLike, *, num_classes: int) -> Array:
-    """Each label resampled with probability α, uniformly over all K classes: its average is the smoothed label.
+    """Returns labels of which each is resampled with probability α, uniformly from all K classes.
 
-    E[δ_y'] = (1 − α) δ_y + α/K, `smooth(labels, resample_rate)`. Drawn anew at each step, this is DisturbLabel.
+    Their mean is the smoothed label: E[δ_y'] = (1 − α) δ_y + α/K, which is `smooth(labels, resample_rate)`.
+    DisturbLabel draws new labels in each step.
 
     Args:
       key: a key of `jax.random`.
-      labels: y, integers of any shape; those outside [0, K), `ignore_index` for one, stay as they are.
+      labels: y, integers of any shape; labels outside [0, K), such as an `ignore_index`, do not change.
       resample_rate: α, () or the shape of the labels, in [0, 1).
       num_classes: K.
 
@@ -35,8 +37,7 @@ def disturb_labels(key: Array, labels: ArrayLike, resample_rate: ArrayLike, *, n
       Labels in the shape and dtype of `labels`.
 
     Raises:
-      AssertionError: labels that are no integers, or a rate of another shape.
-      ValueError: a rate outside [0, 1), where it is concrete; K < 1, or more classes than the labels' dtype holds.
+      ValueError: a concrete α outside [0, 1), or more classes than the dtype of the labels holds.
 
     Example:
       >>> from jax_ls import noise
@@ -63,13 +64,13 @@ def flip_labels(
     matrix: ArrayLike | None = None,
     num_classes: int,
 ) -> Array:
-    """Wrong labels for experiments: flipped with probability e to one of the other classes, or by a matrix.
+    """Returns wrong labels for experiments: each flipped with probability e to another class, or drawn by a matrix.
 
-    P(y' = j | y = i) = e/(K−1) for j ≠ i, or T_ij. A loss with a `resample_rate` wants α = e K/(K−1).
+    P(y' = j | y = i) = e/(K−1) for j ≠ i, or T_ij. For a loss with a `resample_rate`, α = e K/(K−1).
 
     Args:
       key: a key of `jax.random`.
-      labels: y, integers of any shape; those outside [0, K) stay as they are.
+      labels: y, integers of any shape; labels outside [0, K) do not change.
       flip_rate: e, the share of labels that become wrong; () or the shape of the labels, in [0, 1).
       matrix: T, (K, K), in place of e: T_ij = P(seen as j | i).
       num_classes: K.
@@ -78,10 +79,9 @@ def flip_labels(
       Labels in the shape and dtype of `labels`.
 
     Raises:
-      AssertionError: labels that are no integers, a rate or a matrix of another shape.
       TypeError: `flip_rate` and `matrix` are both given, or neither is.
-      ValueError: a rate outside [0, 1), a matrix whose rows are no distributions, where they are concrete; a rate
-        with fewer than two classes, more classes than the labels' dtype holds.
+      ValueError: a concrete rate outside [0, 1), a concrete matrix whose rows are no distributions, a rate at K = 1,
+        or more classes than the dtype of the labels holds.
 
     Example:
       >>> from jax_ls import noise
@@ -108,21 +108,21 @@ def flip_labels(
 
 
 def optimal_smoothing(flip_rate: ArrayLike, num_classes: int, *, clean: ArrayLike = 0.0) -> Array:
-    """The ε for labels flipped with probability e: smoothed noisy labels then average to the smoothed clean ones.
+    """Returns the ε at which noisy labels, smoothed, have the mean of clean labels smoothed by r*.
 
-    r = (r* − α) / (1 − α) with α = e K/(K−1); for two classes (r* − 2e) / (1 − 2e). Negative once α > r*: the loss is
-    then unbounded below, and wants plain training first; `forward_correction` is the bounded way.
+    ε = (r* − α) / (1 − α) with α = e K/(K−1); for two classes (r* − 2e) / (1 − 2e). It is negative if α > r*. The loss
+    is then unbounded below: train with ε = 0 first. `forward_correction` is bounded.
 
     Args:
-      flip_rate: e, in [0, 1 − 1/K), any shape; beyond, labels tell nothing.
+      flip_rate: e, in [0, 1 − 1/K), any shape. Labels with a larger e carry no information.
       num_classes: K, at least 2.
       clean: r* ≤ 1, the ε that is best without noise; () or the shape of `flip_rate`.
 
     Returns:
-      r, in the shape of `flip_rate` and `clean`; NaN for a traced rate out of range.
+      ε, in the shape of `flip_rate` and `clean`; NaN for a traced e out of range.
 
     Raises:
-      TypeError, ValueError: K < 2, or a rate out of range where it is concrete.
+      ValueError: K < 2, or a concrete e out of range.
 
     Example:
       >>> from jax_ls import noise
@@ -143,7 +143,7 @@ def optimal_smoothing(flip_rate: ArrayLike, num_classes: int, *, clean: ArrayLik
 
 
 def as_rate(name: str, x: object, batch: checks.Shape | None, below: float = 1.0) -> Array:
-    """A probability in [0, below), () or of the shape `batch`; NaN for what is outside and traced."""
+    """Returns rates in [0, below), () or `batch`. Outside, concrete rates raise and traced rates become NaN."""
     rate = checks.as_weight(name, x)
     if batch is not None:
         checks.assert_shape(name, rate, [(), batch], f"() or {batch}, the shape of the labels")
@@ -160,7 +160,7 @@ def assert_one_given(name: str, rate: object, matrix: object) -> None:
 
 
 def as_matrix(name: str, x: ArrayLike, size: int) -> Array:
-    """T, (K, K). Rows that are no distributions raise, unless they are traced."""
+    """Returns T, (K, K). Rows that are no distributions raise, unless T is traced."""
     matrix = checks.as_class_values(name, x)
     checks.assert_shape(name, matrix, [(size, size)], f"({size}, {size}), a row for each class")
     if not isinstance(matrix, Tracer):

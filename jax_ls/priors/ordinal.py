@@ -1,4 +1,4 @@
-"""u for classes in an order: (K, K) tables whose row y falls off with the distance from y."""
+"""u for ordered classes: tables (K, K) whose row y falls with the distance from y."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Phi = Literal["absolute", "squared"] | Callable[[Array, Array], Array]
 
 
 def sord(ranks: int | ArrayLike, *, phi: Phi = "absolute", beta: ArrayLike = 1.0) -> Array:
-    """Rows softmax_k(−β φ(r_y, r_k)): soft ordinal vectors, of equally spaced classes or of any ranks.
+    """Returns a table of soft ordinal vectors: row y is softmax_k(−β φ(r_y, r_k)).
 
-    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+    Use it as `prior=Rows(table, labels)`; ε = 1 gives the published target.
 
     Args:
-      ranks: K for the ranks 0 to K − 1, or real numbers (K,): ages, grades, depths.
-      phi: "absolute", |r_y − r_k|; "squared"; or a function of ranks (K, 1) and (1, K) to distances (K, K).
-      beta: β ≥ 0, a number; larger is sharper. May be traced; NaN there if negative.
+      ranks: r: K for the ranks 0 to K − 1, or real numbers (K,) such as ages, grades or depths.
+      phi: "absolute" for |r_y − r_k|; "squared"; or a function from ranks (K, 1) and (1, K) to distances (K, K).
+      beta: β ≥ 0, a number; a larger β gives sharper rows. May be traced; NaN if negative.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      AssertionError, TypeError: `ranks` that are no vector of real numbers, distances that are not (K, K).
-      ValueError: K < 1, a negative β, an unknown `phi`.
+      AssertionError: a function `phi` that does not return distances (K, K).
+      ValueError: a concrete β < 0, or an unknown `phi`.
 
     Example:
       >>> from jax_ls import priors
@@ -56,19 +56,19 @@ def sord(ranks: int | ArrayLike, *, phi: Phi = "absolute", beta: ArrayLike = 1.0
 
 
 def gaussian(ranks: int | ArrayLike, *, sigma: ArrayLike = 1.0) -> Array:
-    """Rows ∝ exp(−(r_y − r_k)² / 2σ²), each normalised over the classes there are.
+    """Returns a table whose row y is a Gaussian around y: ∝ exp(−(r_y − r_k)² / 2σ²), normalised over the classes.
 
-    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+    Use it as `prior=Rows(table, labels)`; ε = 1 gives the published target.
 
     Args:
       ranks: K, or real numbers (K,), as in `sord`.
-      sigma: σ > 0, a number in units of the ranks. May be traced; NaN there if not positive.
+      sigma: σ > 0, a number in units of the ranks. May be traced; NaN if not positive.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      AssertionError, TypeError, ValueError: as `sord`, or σ ≤ 0.
+      ValueError: a concrete σ ≤ 0.
 
     Example:
       >>> from jax_ls import priors
@@ -80,27 +80,27 @@ def gaussian(ranks: int | ArrayLike, *, sigma: ArrayLike = 1.0) -> Array:
     """
     r, sigma = _ranks(ranks), checks.as_scalar("sigma", checks.as_positive("sigma", sigma))
     gaps = r[:, None] - r[None, :]
-    # In units of σ before they are squared, for σ² may be too small to divide by.
+    # Divided by σ before squaring, because σ² may underflow.
     steps = jnp.where(gaps == 0, 0, gaps / sigma.astype(r.dtype))
     return jax.nn.softmax(jnp.where(jnp.isnan(sigma), jnp.nan, -0.5 * jnp.square(steps)), axis=-1)
 
 
 def binomial(num_classes: int, *, margin: ArrayLike = 0.1) -> Array:
-    """Rows b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
+    """Returns a table of binomials: row y is b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
 
-    The mean of row y is y + margin (K − 1 − 2y): rows lean to the middle of the scale, those at its ends by
-    margin (K − 1) classes. With a margin of 1/(2K), row y peaks at y. Rows are widest in the middle. Use it as
+    The mean of row y is y + margin (K − 1 − 2y), so rows lean to the middle of the scale, the outermost by
+    margin (K − 1) classes. With a margin of 1/(2K), row y peaks at y. Rows in the middle are widest. Use it as
     `prior=Rows(table, labels)`.
 
     Args:
       num_classes: K.
-      margin: p_0, in (0, 1/2], a number. May be traced; NaN there if outside.
+      margin: p_0, in (0, 1/2], a number. May be traced; NaN if outside.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      TypeError, ValueError: K that is no positive integer, a margin outside (0, 1/2].
+      ValueError: a concrete margin outside (0, 1/2].
 
     Example:
       >>> from jax_ls import priors
@@ -121,19 +121,19 @@ def binomial(num_classes: int, *, margin: ArrayLike = 0.1) -> Array:
 
 
 def geometric(num_classes: int, *, alpha: ArrayLike = 0.1) -> Array:
-    """Rows with 1 − α on y, and α shared by the others ∝ α^|k − y|; all on y where K = 1.
+    """Returns a table whose row y has 1 − α on y and shares α among the other classes in proportion to α^|k − y|.
 
-    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+    Use it as `prior=Rows(table, labels)`; ε = 1 gives the published target. If K = 1, the class keeps all mass.
 
     Args:
       num_classes: K.
-      alpha: α in [0, 1), a number. May be traced; NaN there if outside.
+      alpha: α in [0, 1), a number. May be traced; NaN if outside.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      TypeError, ValueError: K that is no positive integer, α outside [0, 1).
+      ValueError: a concrete α outside [0, 1).
 
     Example:
       >>> from jax_ls import priors
@@ -148,7 +148,7 @@ def geometric(num_classes: int, *, alpha: ArrayLike = 0.1) -> Array:
     checks.as_scalar("alpha", alpha)
     gaps = np.abs(np.arange(size)[:, None] - np.arange(size)[None])
     off = jnp.asarray(gaps > 0, alpha.dtype)
-    # Steps beyond the nearest other class, so that α = 0 has a limit.
+    # Counted from the nearest other class: the shares then have a limit at α = 0.
     falls = off * alpha ** jnp.asarray(np.maximum(gaps - 1, 0), alpha.dtype)
     share = falls / jnp.maximum(jnp.sum(falls, axis=-1, keepdims=True), 1)
     moved = alpha if size > 1 else jnp.zeros_like(alpha)

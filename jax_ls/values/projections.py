@@ -1,4 +1,4 @@
-"""Returns -> q over bins by `hl_gauss`, `two_hot` and `categorical_projection`, and back by `expected_value`."""
+"""Scalar returns -> q over bins: `hl_gauss`, `two_hot` and `categorical_projection`. Back: `expected_value`."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ __all__ = ["categorical_projection", "expected_value", "hl_gauss", "two_hot"]
 
 
 def hl_gauss(returns: ArrayLike, support: Support, *, sigma_ratio: ArrayLike = 0.75, padding: int = 0) -> Target:
-    """A Gaussian around the return, as a histogram: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
+    """Returns the histogram of a Gaussian around the return: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
 
-    Differences are taken in the tail that both edges lie in, where they are exact. For equal bins and σ of ¾ to 2 bins,
-    ⌈4σ⌉ bins of padding make the clipped return the mean, to 1e-4 of a bin; without, cut tails draw the ends in.
+    For equal bins and σ of ¾ to 2 bins, ⌈4σ⌉ bins of padding make the mean of the histogram the clipped return, to 1e-4
+    of a bin. Without padding the tails are cut off, and the mean of a return near an end moves inwards.
 
     Args:
-      returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
-      support: the bins.
-      sigma_ratio: σ in bins, > 0, () or (*batch,). May be traced; NaN if not > 0. Where bins differ, in their mean
-        width: for bins that grow, transform the returns instead, `hl_gauss(symlog(t), even)`.
-      padding: bins at each end that are left to the tails: returns are clipped to the atoms within. To cover
-        [low, high] so, take `Support(low, high, num_bins).pad(padding)`.
+      returns: t, real numbers (*batch,). A return outside is clipped to the outermost atom.
+      support: the bins, with edges e.
+      sigma_ratio: σ in bins, > 0, () or (*batch,). May be traced; NaN if not positive. If bins differ, σ is in units of
+        their mean width. For bins that grow outwards, transform the returns instead: `hl_gauss(symlog(t), even)`.
+      padding: how many bins at each end are only for the tails: returns are clipped to the atoms between. To cover
+        [low, high], take `Support(low, high, num_bins).pad(padding)`.
 
     Returns:
       A `Target` of mass 1; a NaN return makes its own row NaN.
 
     Raises:
-      AssertionError: shapes that do not fit.
-      TypeError, ValueError: returns that are no real numbers, σ ≤ 0, padding that leaves no bin, no `Support`.
+      TypeError: `support` is no `Support`.
+      ValueError: a concrete σ ≤ 0, or padding that leaves no bin.
 
     Example:
       >>> from jax_ls.values import Support, expected_value, hl_gauss
@@ -77,22 +77,21 @@ def hl_gauss(returns: ArrayLike, support: Support, *, sigma_ratio: ArrayLike = 0
             (_tail(x) - _tail(y)) + 2 * around,
         )
 
-    # Fenced, or XLA on CPU would compute the sum of a row once for each of its bins.
+    # Without the fence, XLA on CPU computes the sum of a row once for each of its bins.
     return Dense(twice_mass(edges[:-1], edges[1:]) / fences.end_of_sum(twice_mass(edges[:1], edges[-1:])))
 
 
 def two_hot(returns: ArrayLike, support: Support) -> Target:
-    """The return as the mean of the two atoms around it: (z_{i+1} − t)/(z_{i+1} − z_i) on atom i, the rest on i + 1.
+    """Returns a target on the two atoms around the return, whose mean is the return.
+
+    Atom a_i gets (a_{i+1} − t) / (a_{i+1} − a_i), and a_{i+1} the rest.
 
     Args:
-      returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
+      returns: t, real numbers (*batch,). A return outside is clipped to the outermost atom.
       support: the bins.
 
     Returns:
-      A `Target` of the size of the returns, whose mean is t; a NaN return makes its own row NaN.
-
-    Raises:
-      TypeError: returns that are no real numbers, no `Support`.
+      A `Target` with 2 entries for each return; a NaN return makes its own row NaN.
 
     Example:
       >>> from jax_ls.values import Support, two_hot
@@ -107,21 +106,17 @@ def two_hot(returns: ArrayLike, support: Support) -> Target:
 
 
 def categorical_projection(returns: ArrayLike, probs: ArrayLike, support: Support) -> Target:
-    """A distribution over returns as one over atoms of the same mean: Σ_j p_j `two_hot`(t_j).
+    """Returns a distribution over returns as a target over atoms with the same mean: Σ_j p_j `two_hot`(t_j).
 
-    Bellman's r + γ z_j with the probabilities p_j of the next state makes the target of C51.
+    Bellman's t_j = r + γ a_j, with the probabilities p_j of the next state, gives the target of C51.
 
     Args:
-      returns: t, real numbers (*batch, S) or (S,); those outside are clipped to the outermost atoms.
-      probs: p, real numbers (*batch, S): the probability of each.
+      returns: t, real numbers (*batch, S) or (S,). A return outside is clipped to the outermost atom.
+      probs: p, real numbers (*batch, S), the probability of each return.
       support: the bins.
 
     Returns:
-      A `Target` with 2S entries an example.
-
-    Raises:
-      AssertionError: shapes that do not fit, probabilities that are no real numbers.
-      TypeError: returns that are no real numbers.
+      A `Target` with 2S entries for each example.
 
     Example:
       >>> from jax_ls.values import Support, categorical_projection
@@ -143,7 +138,7 @@ def categorical_projection(returns: ArrayLike, probs: ArrayLike, support: Suppor
 
 
 def expected_value(logits: ArrayLike, support: Support) -> Array:
-    """The mean that logits over bins stand for: Σ_i softmax(z)_i · atom_i.
+    """Returns the mean value under logits over bins: Σ_i softmax(z)_i a_i, for atoms a.
 
     Args:
       logits: z, real numbers (*batch, B).
@@ -151,9 +146,6 @@ def expected_value(logits: ArrayLike, support: Support) -> Array:
 
     Returns:
       Values (*batch,) in float32 or wider.
-
-    Raises:
-      AssertionError: logits that are no real numbers, or not one a bin.
 
     Example:
       >>> from jax_ls.values import Support, expected_value
@@ -166,7 +158,7 @@ def expected_value(logits: ArrayLike, support: Support) -> Array:
     z = checks.as_logits("logits", logits)
     checks.assert_num_classes("logits", z, as_support(support).num_bins)
     z, atoms = checks.same_dtype(z.astype(checks.wide(z.dtype)), support.atoms)
-    # About an atom in the middle: far from 0, a rounding of Σ p would show.
+    # Relative to an atom in the middle: for atoms far from 0, the rounding of Σ p would show.
     middle = atoms[support.num_bins // 2]
     return middle + jnp.sum(jax.nn.softmax(z, axis=-1) * align(atoms - middle, z.ndim), axis=-1)
 
@@ -196,15 +188,15 @@ NARROW = 0.02
 
 
 def _narrow(middle: Array, width: Array) -> Array:
-    """erf(middle + width / 2) − erf(middle − width / 2), to the fourth order of the width."""
+    """Returns erf(middle + width / 2) − erf(middle − width / 2), to the fourth order of the width."""
     square = middle * middle
     return 2 / math.sqrt(math.pi) * width * jnp.exp(-square) * (1 + (square / 6 - 1 / 12) * width * width)
 
 
 def _tail(x: Array) -> Array:
-    """sign(x) erfc|x|: exact in both tails, where erf is 1 but for its last digits.
+    """Returns sign(x) erfc|x|, which keeps its digits in both tails, where erf rounds to ±1.
 
-    Its jump at 0 is not differentiated: what is added for the bin around 0 makes up for it.
+    It jumps by 2 at 0. The caller adds 2 to the bin around 0, so the jump needs no derivative.
     """
     sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
     return sign * jax.lax.erfc(sign * x)

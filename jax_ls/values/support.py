@@ -1,4 +1,4 @@
-"""The bins of a scalar: which value each stands for, and where one ends and the next begins."""
+"""The bins of a scalar: the value that each stands for, and the borders between them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ Numbers = Array | np.ndarray
 class Support:
     """Bins for a scalar: B equally spaced atoms from `low` to `high`, and B + 1 edges midway between them.
 
-    The outer edges lie half a bin outside. `from_atoms` and `from_edges` make bins of any widths; a support whose edges
-    shall lie at `low` and `high` is `Support.from_edges(jnp.linspace(low, high, B + 1))`.
+    The outer edges lie half a bin outside. `from_atoms` and `from_edges` make bins of any widths. For outer edges at
+    `low` and `high`, take `Support.from_edges(jnp.linspace(low, high, B + 1))`.
 
     Args:
-      low, high: numbers, low < high. May be traced; NaN there if not.
+      low, high: numbers, low < high. May be traced; if low ≥ high the bins are then NaN.
       num_bins: B ≥ 2, static.
 
     Raises:
-      ValueError: low ≥ high, numbers that are not finite, fewer than two bins, bins that rounding makes empty.
-      AssertionError, TypeError: arguments that are no numbers.
+      ValueError: concrete low ≥ high or numbers that are not finite, fewer than two bins, or bins empty by rounding.
 
     Example:
       >>> from jax_ls.values import Support
@@ -67,23 +66,23 @@ class Support:
 
     @classmethod
     def from_atoms(cls, atoms: ArrayLike) -> Self:
-        """Any increasing atoms (B,), `symexp(jnp.linspace(-20, 20, 255))` for one; edges lie midway between them."""
+        """Returns bins with increasing atoms (B,), such as `symexp(jnp.linspace(-20, 20, 255))`, and edges midway."""
         values = _as_increasing("atoms", atoms, 2)
         return object.__new__(cls)._set("atoms", values, _midway(values))
 
     @classmethod
     def from_edges(cls, edges: ArrayLike) -> Self:
-        """Any increasing edges (B + 1,); atoms lie midway between them."""
+        """Returns bins with increasing edges (B + 1,), and atoms midway between them."""
         values = _as_increasing("edges", edges, 3)
         return object.__new__(cls)._set("edges", (values[1:] + values[:-1]) / 2, values)
 
     @property
     def num_bins(self) -> int:
-        """B: how many logits a network needs."""
+        """B, the number of logits that a network needs."""
         return self.atoms.shape[-1]
 
     def pad(self, bins: int) -> Self:
-        """The same support with so many more bins at each end, as wide as the outermost."""
+        """Returns the support with `bins` more bins at each end, as wide as the outermost."""
         steps = jnp.arange(1, as_count("bins", bins) + 1, dtype=self.edges.dtype)
         below, above = self.edges[1] - self.edges[0], self.edges[-1] - self.edges[-2]
 
@@ -93,26 +92,25 @@ class Support:
         return object.__new__(type(self))._set("bins", extended(self.atoms), extended(self.edges))
 
     def _set(self, name: str, atoms: Numbers, edges: Numbers) -> Self:
-        """Bins that rounding has not made empty: ValueError if NumPy's arrays have some, NaN if JAX's."""
-        both = atoms, edges
-        if isinstance(atoms, np.ndarray) and not all((np.diff(x) > 0).all() for x in both):
+        """Sets the fields. If rounding makes a bin empty, NumPy arrays raise ValueError and JAX arrays become NaN."""
+        if isinstance(atoms, np.ndarray) and not all((np.diff(x) > 0).all() for x in (atoms, edges)):
             bins = f"{atoms.size} from {atoms[0]} to {atoms[-1]}"
             raise ValueError(f"{name}: expected bins that {atoms.dtype} can tell apart, got {bins}")
-        apart = jnp.all(jnp.diff(both[0]) > 0) & jnp.all(jnp.diff(both[1]) > 0)
-        for field, values in zip(("atoms", "edges"), both, strict=True):
-            object.__setattr__(self, field, jnp.where(apart, values, jnp.nan))
+        increasing = jnp.all(jnp.diff(atoms) > 0) & jnp.all(jnp.diff(edges) > 0)
+        for field, values in (("atoms", atoms), ("edges", edges)):
+            object.__setattr__(self, field, jnp.where(increasing, values, jnp.nan))
         return self
 
 
 def as_support(x: object) -> Support:
-    """A `Support`."""
+    """Returns `x`, which must be a `Support`."""
     if not isinstance(x, Support):
         raise TypeError(f"support: expected a Support, got {checks.describe(x)}")
     return x
 
 
 def as_count(name: str, x: int) -> int:
-    """A static number of bins."""
+    """Returns a static number of bins, 0 or more."""
     checks.check_integer(name, x)
     if x < 0:
         raise ValueError(f"{name}: expected 0 or more bins, got {x}")
@@ -149,7 +147,7 @@ def _as_increasing(name: str, x: ArrayLike, fewest: int) -> Numbers:
 
 
 def _midway(atoms: Numbers) -> Numbers:
-    """Edges between atoms; the outermost as far outside as the next are inside."""
+    """Returns edges midway between atoms. The outermost edge lies as far outside its atom as the next lies inside."""
     middle = (atoms[1:] + atoms[:-1]) / 2
     xp = np if isinstance(atoms, np.ndarray) else jnp
     return xp.concatenate([2 * atoms[:1] - middle[:1], middle, 2 * atoms[-1:] - middle[-1:]])

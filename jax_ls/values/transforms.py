@@ -1,8 +1,8 @@
-"""Returns on another scale: odd functions that shrink the large and keep the small, and their inverses.
+"""Transforms of returns: odd functions that shrink large numbers and keep small ones, and their inverses.
 
-A network that learns the transformed return, `two_hot(symlog(returns), support)` say, is read by the inverse of its
-mean, which is not the mean of the inverse: with noisy returns that is biased towards 0. Atoms at the inverse,
-`Support.from_atoms(symexp(grid))` with plain returns, are not.
+A network may learn the transformed return, as in `two_hot(symlog(returns), support)`. Its value is then the inverse of
+a mean, which is not the mean of the inverse: with noisy returns it is biased towards 0. Plain returns with transformed
+atoms, `Support.from_atoms(symexp(grid))`, have no such bias.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ __all__ = ["signed_hyperbolic", "signed_parabolic", "symexp", "symlog"]
 
 
 def symlog(x: ArrayLike) -> Array:
-    """sign(x) log(1 + |x|), element by element; slope 1 at 0.
+    """Returns sign(x) log(1 + |x|), element by element. Its slope at 0 is 1.
 
     Args:
       x: real numbers of any shape.
 
     Returns:
       An array in the shape of x, in float32 or wider.
-
-    Raises:
-      TypeError: x that is no real number.
 
     Example:
       >>> from jax_ls.values import symlog
@@ -38,22 +35,19 @@ def symlog(x: ArrayLike) -> Array:
       Hafner et al., Mastering Diverse Domains through World Models, 2023.
     """
     x = checks.as_weight("x", x)
-    # Not |x|: its derivative at 0 is 0.
+    # sign · x and not |x|, whose derivative at 0 is 0 in JAX.
     sign = _sign(x)
     return sign * jnp.log1p(sign * x)
 
 
 def symexp(x: ArrayLike) -> Array:
-    """sign(x) (exp|x| − 1), the inverse of `symlog`.
+    """Returns sign(x) (exp|x| − 1), the inverse of `symlog`.
 
     Args:
       x: real numbers of any shape.
 
     Returns:
       An array in the shape of x, in float32 or wider.
-
-    Raises:
-      TypeError: x that is no real number.
 
     Example:
       >>> from jax_ls.values import symexp
@@ -69,17 +63,17 @@ def symexp(x: ArrayLike) -> Array:
 
 
 def signed_hyperbolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
-    """sign(x) (√(|x| + 1) − 1) + ε x, element by element.
+    """Returns sign(x) (√(|x| + 1) − 1) + ε x, element by element.
 
     Args:
       x: real numbers of any shape.
-      epsilon: ε ≥ 0, a number; it bounds the slope of the inverse. May be traced; NaN there if negative.
+      epsilon: ε ≥ 0, a number; it limits the slope of the inverse. May be traced; NaN if negative.
 
     Returns:
       An array in the shape of x, in float32 or wider.
 
     Raises:
-      AssertionError, TypeError, ValueError: x that is no real number, ε that is no number ≥ 0.
+      ValueError: a concrete ε < 0.
 
     Example:
       >>> from jax_ls.values import signed_hyperbolic
@@ -91,22 +85,22 @@ def signed_hyperbolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
     """
     x, epsilon = _with_epsilon(x, epsilon)
     finite = jnp.where(jnp.isinf(x), 0, x)
-    # √(a + 1) − 1 = a / (√(a + 1) + 1), which loses no digits near 0.
+    # √(a + 1) − 1 = a / (√(a + 1) + 1), and the right side loses no digits near 0.
     return jnp.where(jnp.isinf(x), x, finite * (1 / (jnp.sqrt(1 + jnp.abs(finite)) + 1) + epsilon))
 
 
 def signed_parabolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
-    """The inverse of `signed_hyperbolic`: sign(x) u (u + 2) with ε u² + (1 + 2ε) u = |x|.
+    """Returns the inverse of `signed_hyperbolic`: sign(x) u (u + 2) with ε u² + (1 + 2ε) u = |x|.
 
     Args:
       x: real numbers of any shape.
-      epsilon: ε ≥ 0, a number, as there.
+      epsilon: ε ≥ 0, a number, as in `signed_hyperbolic`.
 
     Returns:
       An array in the shape of x, in float32 or wider.
 
     Raises:
-      AssertionError, TypeError, ValueError: x that is no real number, ε that is no number ≥ 0.
+      ValueError: a concrete ε < 0.
 
     Example:
       >>> from jax_ls.values import signed_parabolic
@@ -119,13 +113,13 @@ def signed_parabolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
     x, epsilon = _with_epsilon(x, epsilon)
     finite = jnp.where(jnp.isinf(x), 0, x)
     b = 1 + 2 * epsilon
-    # The root of the quadratic without a difference, so that ε may be 0 and x small.
+    # The root of the quadratic written without a difference: it keeps its digits at ε = 0 and for small x.
     ratio = 2 / (b + jnp.sqrt(b * b + 4 * epsilon * jnp.abs(finite)))
     return jnp.where(jnp.isinf(x), x, finite * ratio * (ratio * jnp.abs(finite) + 2))
 
 
 def _sign(x: Array) -> Array:
-    """±1, and 1 at 0."""
+    """Returns −1 for negative numbers, else 1."""
     return jnp.where(x < 0, -1, 1).astype(x.dtype)
 
 
