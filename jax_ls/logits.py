@@ -256,7 +256,7 @@ class Logits:
         beneath = self._axis.pmax(jnp.max(jnp.where(w > 0, self._z, -jnp.inf), axis=-1)) - self.shift
         beneath = jnp.where(jnp.isfinite(beneath), beneath, 0)
         # Only where w is 0 can the exponent be large; that derivative in w stays finite.
-        return jnp.log(self.sum(lambda d, own: w * jnp.exp(jnp.minimum(d - own, 60)), beneath)) + beneath
+        return jnp.log(self.sum(lambda d, shift: w * jnp.exp(jnp.minimum(d - shift, 60)), beneath)) + beneath
 
     def _weighted(self, q: Target) -> Target:
         return q if self._class_weights is None else q.weighted(self._class_weights)
@@ -565,15 +565,15 @@ def _weighted(values: Array, w: Array | None) -> Array:
 
 
 def _first_at(z: Array, top: Array) -> Array:
-    """The first class whose logit is `top`, as a real number; NaN where `top` is not finite.
+    """Returns the first class whose logit is `top`, as a real number; NaN where `top` is not finite.
 
     As a maximum of real numbers: XLA on CPU takes five times as long over an argmax.
     """
     # Numbers below 1, which the least difference of all, 2⁻¹²⁶, times the largest float exceeds.
     scale = 2.0**-31
     numbers = jnp.arange(z.shape[-1], dtype=jnp.int32).astype(z.dtype) * scale
-    own, numbers = fences.unshared(top, numbers)
-    below = (z - own[..., None]) * jnp.finfo(z.dtype).max
+    row_top, numbers = fences.unshared(top, numbers)
+    below = (z - row_top[..., None]) * jnp.finfo(z.dtype).max
     return jnp.max(below - align(numbers, z.ndim), axis=-1, initial=-jnp.inf) / -scale
 
 
@@ -582,8 +582,10 @@ CUDA_LONGEST_ROW = 16384
 
 
 def _one_reduction(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], longest: int | None = None) -> Sums:
-    """All sums in one variadic reduction: one read of the logits. Online softmax: what is summed is rescaled whenever
-    the maximum grows (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
+    """Returns all sums from one variadic reduction, which reads the logits once.
+
+    It is an online softmax: the sums are rescaled whenever the maximum grows (Milakov and Gimelshein, Online normalizer
+    calculation for softmax, 2018).
     """
     low = fences.lowest(z.dtype)
     ones, zeros = jnp.ones_like(z), jnp.zeros_like(z)
