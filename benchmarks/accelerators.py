@@ -105,7 +105,7 @@ METHODS = (
     Method("forward_correction", lambda z, b: noise.forward_correction(z, b.labels, 0.2), plain.forward_correction),
     Method(
         "forward_correction, T (K, K)",
-        lambda z, b: noise.forward_correction(z, b.labels, b.table),
+        lambda z, b: noise.forward_correction(z, b.labels, matrix=b.table),
         plain.forward_correction_by_matrix,
     ),
     Method("backward_correction", lambda z, b: noise.backward_correction(z, b.labels, 0.2), plain.backward_correction),

@@ -198,16 +198,17 @@ def test_the_step_of_mnist_compiles(device):
     mesh = Mesh(one_or_eight(device), ("batch",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
     model = mnist.Network(nnx.Rngs(0))
-    plan, state = nnx.split((model, nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)))
+    optimizer, loss = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param), nnx.metrics.Average("loss")
+    plan, state = nnx.split((model, optimizer, loss))
 
-    def step(state, images, labels, mask, smoothing):
-        model, optimizer = nnx.merge(plan, state)
-        sums, _ = mnist.train_step(model, optimizer, {}, images, labels, mask, smoothing, "uniform", "all")
-        return nnx.state((model, optimizer)), sums
+    def step(state, *batch):
+        objects = nnx.merge(plan, state)
+        mnist.train_step(*objects, *batch)
+        return nnx.state(objects)
 
     batch = [compile_for.array((128, *shape), dtype, split) for shape, dtype in (((28, 28), "uint8"), ((), "int32"))]
     counted, smoothing = compile_for.array((128,), "bool", split), compile_for.array((), "float32", whole)
-    found = compile_for.figures(step, placed(state, whole), *batch, counted, smoothing)
+    found = compile_for.figures(step, placed(state, whole), smoothing, *batch, counted)
     if device.endswith(("2x4", ":8")):
         parameters = sum(4 * x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
         # Gradients are summed over the devices once; the batch's images are not sent.
