@@ -128,13 +128,7 @@ def test_compilations_are_counted():
     assert found
 
 
-# The output layer makes its loops anew at each call.
-EACH_TIME = {"chunked_loss", "linear_cross_entropy", "preferences.sequence_log_probability"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.xfail] if name in EACH_TIME else []) for name in PUBLIC]
-)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_compiles_once(name):
     assert_free(CALLS.get(name) or example(name))
 

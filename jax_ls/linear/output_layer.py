@@ -144,9 +144,8 @@ def linear_cross_entropy(
 
     Two plans give the same numbers. Token chunks take three matrix products and hold the logits of a chunk and, for a
     narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block
-    and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of 16 bits or
-    fewer and K ≥ 2 N, N the tokens of a device, unless the target is written out for each token (`Dense` (*batch, K),
-    `Rows`).
+    and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of at most 16
+    bits and K ≥ 2 N, N the tokens of a device, unless the target is written out: `Dense` (*batch, K), `Rows`.
 
     Args:
       hidden: (*batch, D), any float dtype; products accumulate in float32.
@@ -160,9 +159,8 @@ def linear_cross_entropy(
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       plan: "tokens", "classes", or "auto".
       chunk_size: tokens of a chunk; block_size: classes of a block. Chosen from the shapes if None.
-      accumulate: dtype in which gradients add up: that of the kernel over chunks of tokens, that of `hidden` over
-        blocks of classes, and that of a kernel that the tokens' devices split over those devices. If None, float32 on a
-        device and the kernel's dtype between devices.
+      accumulate: dtype in which gradients add up: that of the kernel over chunks, that of `hidden` over blocks, and
+        that of a split kernel over devices. If None, float32 on a device and the kernel's dtype between devices.
       hidden_spec, kernel_spec: on an `Auto` mesh in context (`jax.set_mesh`), how the two lie. Inside `jax.shard_map`,
         `kernel_spec` says which of the tokens' axes split the kernel (FSDP). On an `Explicit` mesh they are read off.
       class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global.
