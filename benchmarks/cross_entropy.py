@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain_losses
 from measure import interleaved_times, machine, residual_bytes, table, temporary_bytes
 
 import jax_ls
@@ -42,6 +43,10 @@ def optax_integer(logits: jax.Array, labels: jax.Array, smoothing: jax.Array) ->
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def closed_form(logits: jax.Array, labels: jax.Array, smoothing: jax.Array) -> jax.Array:
+    return plain_losses.smoothed(logits, plain_losses.Batch(labels, smoothing))
+
+
 def jax_ls_prior(logits: jax.Array, labels: jax.Array, smoothing: jax.Array) -> jax.Array:
     counts = jnp.arange(1.0, logits.shape[-1] + 1)
     return jax_ls.smoothed_cross_entropy(logits, labels, smoothing, prior=counts / counts.sum())
@@ -50,6 +55,7 @@ def jax_ls_prior(logits: jax.Array, labels: jax.Array, smoothing: jax.Array) -> 
 JAX_LOSSES: dict[str, Callable[..., jax.Array]] = {
     "optax one-hot, smoothed": optax_one_hot,
     "optax integer, not smoothed": optax_integer,
+    "closed form": closed_form,
     "jax_ls": jax_ls.smoothed_cross_entropy,
     "jax_ls, prior (K,)": jax_ls_prior,
 }

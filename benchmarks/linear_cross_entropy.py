@@ -2,18 +2,26 @@
 
     python benchmarks/linear_cross_entropy.py             # the table of benchmarks/README.md, about five minutes
     python benchmarks/linear_cross_entropy.py --shapes 512x64x4096 --repeat 5
+    python benchmarks/linear_cross_entropy.py --compile-for h100 v5p h100:8 v5p:2x2x2     # no device is needed
 
 Value and gradients in hidden and kernel. Every ratio is within one run; `temporaries` is what the compiled program
 allocates beside arguments and results. Torch joins in if it is installed; on a GPU so do torch.compile, Liger's fused
 loss and Apple's cut-cross-entropy (which does not smooth), where installed, and a column tells the share of the rate
 of a large matrix product that the three products reached.
+
+With --compile-for nothing runs: the programs are compiled for the devices named, and for meshes of them with the
+kernel split over the tokens' devices (FSDP) and over the classes' too. Cycles are the TPU compiler's estimate. `sent`
+counts an all-gather by its result and a reduce-scatter by its operand. tokamax joins in if it is installed.
 """
+
+from __future__ import annotations
 
 import argparse
 import functools
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,13 +31,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from measure import interleaved_times, machine, table, temporary_bytes
 
 import jax_ls
 
 SMOOTHING = 0.1
-ON_GPU = jax.default_backend() == "gpu"
 Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
 
 
 class Case(NamedTuple):
@@ -40,7 +52,7 @@ class Case(NamedTuple):
     labels: jax.Array
 
     @classmethod
-    def make(cls, tokens: int, features: int, classes: int, dtype: str) -> "Case":
+    def make(cls, tokens: int, features: int, classes: int, dtype: str) -> Case:
         keys = jax.random.split(jax.random.key(0), 3)
         hidden = jax.random.normal(keys[0], (tokens, features)).astype(dtype)
         kernel = (jax.random.normal(keys[1], (features, classes)) / features**0.5).astype(dtype)
@@ -68,8 +80,8 @@ def recomputed(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.A
     return jax.lax.map(chunk, (hidden.reshape(-1, size, hidden.shape[-1]), labels.reshape(-1, size))).mean()
 
 
-def smoothed(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
-    return jax_ls.linear_cross_entropy(hidden, kernel, labels, smoothing=SMOOTHING)
+def smoothed(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, **options: Any) -> jax.Array:
+    return jax_ls.linear_cross_entropy(hidden, kernel, labels, smoothing=SMOOTHING, **options)
 
 
 def with_prior(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
@@ -84,6 +96,7 @@ JAX_LOSSES: dict[str, Loss] = {
     "jax_ls, ε = 0": jax_ls.linear_cross_entropy,
     "jax_ls": smoothed,
     "jax_ls, prior (K,)": with_prior,
+    "jax_ls, class blocks": functools.partial(smoothed, plan="classes"),
 }
 
 
@@ -92,7 +105,7 @@ def torch_losses(case: Case) -> dict[str, Callable[[], Any]]:
     if importlib.util.find_spec("torch") is None:
         return {}
     torch = importlib.import_module("torch")
-    device = "cuda" if ON_GPU and torch.cuda.is_available() else "cpu"
+    device = "cuda" if on_gpu() and torch.cuda.is_available() else "cpu"
 
     def tensor(x: jax.Array) -> Any:
         made = torch.from_numpy(np.array(x.astype(jnp.float32))).to(device)
@@ -162,23 +175,144 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return tokens, features, classes
 
 
+COMPILED_SHAPES = [(8192, 4096, 128256), (8192, 2304, 256000), (32768, 4096, 128256)]
+COMPILED_LOSSES = {
+    "optax one-hot, smoothed": one_hot,
+    "optax integer, not smoothed": integer,
+    "checkpoint + lax.map, smoothed": recomputed,
+    "jax_ls": smoothed,
+    "jax_ls, ε = 0": jax_ls.linear_cross_entropy,
+    "jax_ls, prior (K,)": with_prior,
+    "jax_ls, token chunks": functools.partial(smoothed, plan="tokens"),
+    "jax_ls, class blocks": functools.partial(smoothed, plan="classes"),
+}
+# Mesh axes, their sizes of eight devices, and the spec of the kernel (D, K); tokens lie over "data".
+MESHES = {
+    "FSDP along D": (("data",), (8,), PartitionSpec("data", None)),
+    "FSDP along K": (("data",), (8,), PartitionSpec(None, "data")),
+    "FSDP and tensor parallel": (("data", "model"), (4, 2), PartitionSpec("data", "model")),
+}
+
+
+def tokamax_loss() -> dict[str, Loss]:
+    """tokamax's loss, which does not smooth, where it is installed."""
+    if importlib.util.find_spec("tokamax") is None:
+        return {}
+    fused = importlib.import_module("tokamax").linear_softmax_cross_entropy_loss
+    return {"tokamax, not smoothed": lambda hidden, kernel, labels: fused(hidden, labels, kernel, reduction="mean")}
+
+
+def compiled_rows(device: str, shapes: list[tuple[int, int, int]], dtype: str, only: list[str]) -> list[list[str]]:
+    """Programs for one device: temporaries and cycles, and their ratios to optax's one-hot route."""
+    compile_for = importlib.import_module("compile_for")
+    place = compile_for.devices(device)[0]
+    rows = []
+    for tokens, features, classes in shapes:
+        arguments = [
+            compile_for.array((tokens, features), dtype, place),
+            compile_for.array((features, classes), dtype, place),
+            compile_for.array((tokens,), "int32", place),
+        ]
+        base = None
+        for name, loss in (COMPILED_LOSSES | tokamax_loss()).items():
+            if only and not any(word in name for word in [*only, "one-hot"]):
+                continue
+            try:
+                found = compile_for.figures(jax.value_and_grad(loss, (0, 1)), *arguments)
+            except Exception as error:  # a peer that a compiler refuses
+                rows.append(
+                    [device, f"{tokens}×{features}×{classes}", name, str(error).splitlines()[0][:60], "", "", ""]
+                )
+                continue
+            base = base or found
+            row = [device, f"{tokens}×{features}×{classes}", name, f"{found.temporaries / 2**20:.0f}"]
+            row += [f"{found.temporaries / base.temporaries:.3f}"]
+            row += [f"{found.cycles / 1e6:.1f}", f"{found.cycles / base.cycles:.2f}"] if found.cycles else ["", ""]
+            rows.append(row)
+            print("| " + " | ".join(row) + " |", file=sys.stderr, flush=True)
+    return rows
+
+
+def mesh_rows(device: str, tokens: int, features: int, classes: int, dtype: str) -> list[list[str]]:
+    """Programs for eight devices: temporaries, bytes sent and cycles, and their ratios to the plain route."""
+    compile_for = importlib.import_module("compile_for")
+    devices = np.array(compile_for.devices(device))
+    rows = []
+    for layout, (names, sizes, spec) in MESHES.items():
+        base = None
+        for how in ("plain", "Auto", "Explicit", "Explicit, token chunks"):
+            axis_type = AxisType.Explicit if "Explicit" in how else AxisType.Auto
+            mesh = Mesh(devices.reshape(sizes), names, axis_types=(axis_type,) * len(names))
+            by_token, laid = NamedSharding(mesh, PartitionSpec("data", None)), NamedSharding(mesh, spec)
+            arguments = [
+                compile_for.array((len(devices) * tokens, features), dtype, by_token),
+                compile_for.array((features, classes), dtype, laid),
+                compile_for.array((len(devices) * tokens,), "int32", NamedSharding(mesh, PartitionSpec("data"))),
+            ]
+            loss: Loss = one_hot
+            if how != "plain":
+                named = {"hidden_spec": by_token.spec, "kernel_spec": spec} if how == "Auto" else {}
+                plan = "tokens" if "chunks" in how else "classes"
+                loss = functools.partial(smoothed, plan=plan, **named)
+            whole = NamedSharding(mesh, PartitionSpec())
+            step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(whole, (by_token, laid)))
+            with jax.set_mesh(mesh):
+                found = compile_for.figures(step, *arguments)
+            sent = sum(x.bytes * (sizes[0] if kind == "reduce-scatter" else 1) for kind, x in found.collectives.items())
+            base = base or (found, sent)
+            row = [device, layout, how, f"{found.temporaries / 2**20:.0f}"]
+            row += [f"{found.temporaries / base[0].temporaries:.3f}", f"{sent / 2**20:.0f}", f"{sent / base[1]:.2f}"]
+            row += [f"{found.cycles / 1e6:.1f}", f"{found.cycles / base[0].cycles:.2f}"] if found.cycles else ["", ""]
+            rows.append(row)
+            print("| " + " | ".join(row) + " |", file=sys.stderr, flush=True)
+    return rows
+
+
+def print_compiled(devices: list[str], shapes: list[tuple[int, int, int]], dtype: str, only: list[str]) -> None:
+    header = ["device", "tokens×D×K", "loss", "temporaries MiB", "of one-hot", "cycles M", "of one-hot"]
+    if rows := [row for device in devices if ":" not in device for row in compiled_rows(device, shapes, dtype, only)]:
+        print(table(header, rows) + "\n")
+    header = [
+        "devices",
+        "kernel",
+        "program",
+        "temporaries MiB",
+        "of plain",
+        "sent MiB",
+        "of plain",
+        "cycles M",
+        "of plain",
+    ]
+    if rows := [row for device in devices if ":" in device for row in mesh_rows(device, *shapes[0], dtype)]:
+        print(table(header, rows) + "\n")
+    print(f"{dtype}; jax {jax.__version__}, optax {optax.__version__}")
+
+
 def main() -> None:
-    on_gpu, on_cpu = [(8192, 2304, 256000), (8192, 4096, 128256)], [(4096, 512, 32000), (2048, 256, 128000)]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--shapes", nargs="+", type=parse_shape, default=on_gpu if ON_GPU else on_cpu, metavar="TOKENSxFEATURESxCLASSES"
-    )
-    parser.add_argument("--dtype", default="bfloat16" if ON_GPU else "float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="TOKENSxFEATURESxCLASSES")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--repeat", type=int, default=5, help="how often each function is timed; the median counts")
+    parser.add_argument("--compile-for", nargs="+", metavar="DEVICE", help="h100, v5p, a mesh: h100:8, v5p:2x2x2")
+    parser.add_argument("--losses", nargs="+", default=[], metavar="WORD", help="of the compiled ones, those so named")
     args = parser.parse_args()
 
-    rate = product_rate(args.dtype) if ON_GPU else None
+    if args.compile_for:
+        shapes = args.shapes or COMPILED_SHAPES
+        print_compiled(args.compile_for, shapes, args.dtype or "bfloat16", args.losses)
+        return
+    gpu = on_gpu()
+    shapes = [(8192, 2304, 256000), (8192, 4096, 128256)] if gpu else [(4096, 512, 32000), (2048, 256, 128000)]
+    dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    rate = product_rate(dtype) if gpu else None
     header = ["tokens×D×K", "dtype", "loss", "value+grad s", "ratio", "temporaries MiB", "of one-hot"]
-    header += ["of product rate"] if ON_GPU else []
+    header += ["of product rate"] if gpu else []
     rows = [
-        row for shape in args.shapes for row in measure_case(Case.make(*shape, dtype=args.dtype), args.repeat, rate)
+        row
+        for shape in args.shapes or shapes
+        for row in measure_case(Case.make(*shape, dtype=dtype), args.repeat, rate)
     ]
     print(machine() + f"; optax {optax.__version__}; ratio to optax one-hot\n")
     print(table(header, rows))

@@ -1,5 +1,7 @@
 """Real text that every machine has: the source files of Python's standard library, as words of a vocabulary."""
 
+from __future__ import annotations
+
 import re
 import sysconfig
 import zlib
@@ -8,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from flags import InputError
 
 # A word with the space before it, a number, a mark, or a line's end with the indentation of the next line.
 WORD = re.compile(r"\n[ \t]*| ?[^\W\d]\w*| ?\d+| ?[^\w\s]|\s")
@@ -20,6 +21,10 @@ UNKNOWN, END = 0, 1
 
 # Matrix units and meshes like a vocabulary that is a multiple of this.
 MULTIPLE = 128
+
+
+class TextError(Exception):
+    """The library holds too little text."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def load(max_files: int | None, least: int) -> Text:
     train, held_out = [], []
     for code, path in hashes[:max_files]:
         part = held_out if code % 10 == 0 else train
-        part.append(WORD.findall(read(root / path)))
+        # A few old files are in Latin-1.
+        part.append(WORD.findall((root / path).read_text(encoding="utf-8", errors="replace")))
     counts = Counter(word for words in train for word in words)
     # Ties in the order of the alphabet: the vocabulary does not depend on the order of the files.
     kept = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
@@ -77,18 +83,10 @@ def load(max_files: int | None, least: int) -> Text:
     tokens, rest = encode(train, index), encode(held_out, index)
     for name, part in (("train on", tokens), ("hold out", rest)):
         if len(part) <= least:
-            raise InputError(f"{len(hashes[:max_files])} source files in {root} leave {len(part)} tokens to {name}")
+            raise TextError(f"{len(hashes[:max_files])} source files in {root} leave {len(part)} tokens to {name}")
     words = len(index) + END + 1
     padded = -(-words // MULTIPLE) * MULTIPLE
     return Text(tokens, rest, np.bincount(tokens, minlength=padded), words, len(hashes[:max_files]))
-
-
-def read(path: Path) -> str:
-    """A few old files are in Latin-1."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def encode(files: list[list[str]], index: dict[str, int]) -> np.ndarray:

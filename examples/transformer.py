@@ -1,5 +1,7 @@
 """A small decoder-only Transformer, and its smoothed loss on a mesh of (data, model) devices."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Label smoothing for JAX: targets, losses and reductions as pure functions."""
+"""Label smoothing for JAX: targets, losses and reductions as pure functions.
+
+A `Raises` section names what a caller can do wrong in that function. What all functions refuse is in docs/errors.md.
+"""
 
 from jax_ls import (
     adaptive,
@@ -14,6 +17,7 @@ from jax_ls import (
     values,
 )
 from jax_ls.linear import chunked_loss, linear_cross_entropy
+from jax_ls.logits import Logits, on_logits
 from jax_ls.losses import (
     cross_entropy,
     kl_divergence,
@@ -29,6 +33,7 @@ from jax_ls.variants import asymmetric_loss, bi_tempered_loss, focal_loss, logit
 
 __all__ = [
     "Dense",
+    "Logits",
     "OneHot",
     "Rows",
     "Sparse",
@@ -47,6 +52,7 @@ __all__ = [
     "mean",
     "mixing",
     "noise",
+    "on_logits",
     "online",
     "penalties",
     "poly_loss",

@@ -1,7 +1,7 @@
-"""The arithmetic of targets: what every target can do, and sums, weights and restrictions of them.
+"""The arithmetic of targets: the base class `Target`, and sums, weights and restrictions of targets.
 
-A new kind of target defines `contract` and `probs_on` in a few lines over `ClassAxis`; losses, sharding, masks and
-the formulas below then hold for it too.
+A new kind of target defines `contract` and `probs_on`, in a few lines over `ClassAxis`. Losses, sharding, masks and the
+arithmetic below then work for it too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ T = TypeVar("T")
 
 
 def pytree(*static: str, **ranks: int) -> Callable[[type[T]], type[T]]:
-    """Registers a dataclass, its fields as children; unflattening skips the constructor and its checks.
+    """Returns a decorator that registers a dataclass as a pytree. Unflattening skips the constructor and its checks.
 
-    `static` names fields that are no children; `ranks` the arrays, and how many axes each has for one example.
+    All fields are children, except those named in `static`. `ranks` gives for each array field its number of axes for
+    one example.
     """
 
     def register(cls: type[T]) -> type[T]:
@@ -50,12 +51,11 @@ def pytree(*static: str, **ranks: int) -> Callable[[type[T]], type[T]]:
 
 
 class Target:
-    """What a distribution over classes has to tell a loss; any weighted sum of targets is a target.
+    """A distribution q over classes. Any weighted sum of targets is a target.
 
     (1 - eps) * OneHot(y) + eps * Uniform()  is  q = (1 − ε) δ_y + ε u
 
-    Weights are scalars or (*batch,), traced or not, of any sign. A subclass defines `contract` and `probs_on`,
-    and `at` if it can be the prior of `spread="others"`.
+    Weights are () or (*batch,), of any sign, and may be traced. A subclass defines `contract` and `probs_on`.
 
     Example:
       >>> q = 0.5 * OneHot(jnp.array([0, 2])) + 0.5 * Uniform()
@@ -66,28 +66,28 @@ class Target:
     """
 
     ranks: ClassVar[Mapping[str, int]] = {}
-    __array_ufunc__ = None  # a NumPy scalar on the left hands over to __rmul__
+    __array_ufunc__ = None  # makes a NumPy scalar on the left call __rmul__
 
     def mass(self, *, axis: ClassAxis | None = None) -> Array:
-        """Σ_k q_k: (*batch,), or () where it is the same for all."""
+        """Returns Σ_k q_k: (*batch,), or () if all examples share q."""
         return self.contract(None, axis or ClassAxis())
 
     def dot(self, values: ArrayLike, *, axis: ClassAxis | None = None) -> Array:
-        """⟨q, values⟩ of values (*batch, K): (*batch,). A zero weight times −inf is 0."""
+        """Returns ⟨q, values⟩, (*batch,), for values (*batch, K). A zero weight times −inf is 0."""
         values = jnp.asarray(values)
         checks.assert_min_rank("values", values, 1, "(*batch, K)")
         return self.contract(values, axis or ClassAxis(values.shape[-1]))
 
     def probs(self, num_classes: int) -> Array:
-        """q written out: (*batch, K), or (K,) where it is the same for all."""
+        """Returns q written out: (*batch, K), or (K,) if all examples share q."""
         return self.probs_on(ClassAxis(checks.check_size("num_classes", num_classes)))
 
     def weighted(self, class_weights: ArrayLike) -> Target:
-        """q_k w_k for class weights w, (K,) or (*batch, K)."""
+        """Returns the target q_k w_k for class weights w, (K,) or (*batch, K)."""
         return Weighted(self, checks.as_class_values("class_weights", class_weights))
 
     def per_example(self) -> list[bool]:
-        """Of each leaf of the tree, in its order, whether it has one entry an example; the others are shared."""
+        """Returns for each leaf of the tree whether it has an entry for each example; other leaves are shared."""
         flags = []
         children, _ = jax.tree_util.tree_flatten_with_path(self, is_leaf=lambda x: x is not self)
         for (key,), field in children:
@@ -95,7 +95,7 @@ class Target:
             if isinstance(field, Target):
                 flags += field.per_example()
             elif field is not None:
-                # What a user's own target does not declare is shared, and left as it is.
+                # An array that a user's own target does not declare in `ranks` counts as shared.
                 flags.append(name in self.ranks and jnp.ndim(field) > self.ranks[name])
         return flags
 
@@ -110,18 +110,18 @@ class Target:
         return jax.tree.unflatten(tree, [masked(x) if is_per_example else x for x, is_per_example in flags])
 
     def contract(self, values: Array | None, axis: ClassAxis) -> Array:
-        """⟨q, values⟩ over the classes of `axis`; the mass where `values` is None."""
+        """Returns ⟨q, values⟩ over the classes of `axis`; the mass Σ_k q_k if `values` is None."""
         raise TypeError(f"{type(self).__name__} does not define contract(values, axis)")
 
     def probs_on(self, axis: ClassAxis) -> Array:
-        """q at the classes of `axis` that this device holds: (*batch, K) or (K,)."""
+        """Returns q at the classes of `axis` that this device holds: (*batch, K) or (K,)."""
         raise TypeError(f"{type(self).__name__} does not define probs_on(axis)")
 
     def __add__(self, other: Target) -> Target:
         return Sum(self, other) if isinstance(other, Target) else NotImplemented
 
     def __radd__(self, other: object) -> Target:
-        # `sum` of targets begins with 0.
+        # Python's `sum` begins with 0.
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self, other: Target) -> Target:
@@ -144,7 +144,7 @@ class Target:
 @pytree()
 @dataclass(frozen=True, eq=False)
 class Sum(Target):
-    """left + right."""
+    """The target left + right."""
 
     left: Target
     right: Target
@@ -159,7 +159,7 @@ class Sum(Target):
 @pytree(weight=0)
 @dataclass(frozen=True, eq=False)
 class Scaled(Target):
-    """weight · target, for a weight () or (*batch,)."""
+    """The target weight · q, for a weight () or (*batch,)."""
 
     weight: Array
     target: Target
@@ -181,7 +181,7 @@ class Scaled(Target):
 @pytree(class_weights=1)
 @dataclass(frozen=True, eq=False)
 class Weighted(Target):
-    """q_k w_k, for class weights w (K,) or (*batch, K)."""
+    """The target q_k w_k, for class weights w (K,) or (*batch, K)."""
 
     target: Target
     class_weights: Array
@@ -200,7 +200,7 @@ class Weighted(Target):
 @pytree(class_where=1)
 @dataclass(frozen=True, eq=False)
 class Restricted(Target):
-    """q given that the class is one that `class_where` (K,) or (*batch, K) keeps: q_k [k kept] / Σ_kept q."""
+    """q restricted to the classes that `class_where` (K,) or (*batch, K) keeps, and renormalised: q_k / Σ_kept q."""
 
     target: Target
     class_where: Array
@@ -211,13 +211,13 @@ class Restricted(Target):
 
     def probs_on(self, axis: ClassAxis) -> Array:
         probs = self.target.probs_on(replace(axis, where=None))
-        exists = axis.restricted(self.class_where).where
+        exists = axis.kept(self.class_where)
         ndim = max(probs.ndim, exists.ndim)
         return jnp.where(align(exists, ndim), align(probs, ndim), 0) / align(self._mass(axis)[..., None], ndim)
 
     def _kept(self, axis: ClassAxis) -> ClassAxis:
-        """An axis on which a class that is not kept has weight 0: a target may have mass there, and loses it."""
-        exists = axis.restricted(self.class_where).where
+        """Returns an axis on which classes that are not kept have weight 0, so that their mass does not count."""
+        exists = axis.kept(self.class_where)
         return replace(axis, where=None, size=exists.shape[-1]).weighted(exists.astype(jnp.float32))
 
     def _mass(self, axis: ClassAxis) -> Array:
@@ -225,6 +225,6 @@ class Restricted(Target):
 
 
 def _add(left: Array, right: Array) -> Array:
-    """left + right in the wider of their dtypes, aligned from the right."""
+    """Returns left + right in the wider of their dtypes, aligned from the right."""
     ndim, dtype = max(left.ndim, right.ndim), max(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
     return align(left, ndim).astype(dtype) + align(right, ndim).astype(dtype)

@@ -1,7 +1,9 @@
-"""What bad input gets: static mistakes raise at once, with the argument's name, what was expected and what came.
+"""Argument checks. A message says the argument's name, what was expected and what came: `docs/errors.md` has the list.
 
-Shapes, ranks and dtypes go through chex; options, which chex has no word for, raise `ValueError` or `TypeError`.
+chex checks shapes, ranks and dtypes and raises `AssertionError`. Options and values raise `ValueError` or `TypeError`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -10,10 +12,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
 Shape = tuple[int, ...]
-Shaped = jax.Array | jax.ShapeDtypeStruct
+Shaped = Array | jax.ShapeDtypeStruct
 
 
 def describe(x: Any) -> str:
@@ -23,66 +27,74 @@ def describe(x: Any) -> str:
     return repr(x)
 
 
-def assert_kind(name: str, x: jax.Array, kind: type, expected: str) -> None:
+def _through_chex(message: Callable[[], str], check: Callable[..., None], *arguments: Any) -> None:
+    """Runs a check of chex; where it fails, our words come first. They are built only then."""
+    try:
+        check(*arguments)
+    except AssertionError as error:
+        raise AssertionError(f"{message()}\n{error}") from None
+
+
+def _got(name: str, expected: str, x: Any) -> Callable[[], str]:
+    return lambda: f"{name}: expected {expected}, got {describe(x)}"
+
+
+def assert_kind(name: str, x: Array, kind: type, expected: str) -> None:
     """`x` is of the dtype kind `int`, `float` or `bool`."""
-    chex.assert_type(x, kind, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+    _through_chex(_got(name, expected, x), chex.assert_type, x, kind)
 
 
-def assert_shape(name: str, x: jax.Array, shapes: Sequence[Shape], expected: str) -> None:
-    """`x` has one of `shapes`."""
-    message = f"{name}: expected {expected}, got {describe(x)}"
-    for shape in shapes:
-        if x.shape == shape:
-            return
-    chex.assert_shape(x, shapes[-1], custom_message=message)
+def assert_shape(name: str, x: Array, shapes: Sequence[Shape], expected: str) -> None:
+    """`x` has one of `shapes`; in `expected`, {shapes} stands for them."""
+    if x.shape not in shapes:
+        words = expected.replace("{shapes}", " or ".join(map(str, shapes)))
+        _through_chex(_got(name, words, x), chex.assert_shape, x, shapes[-1])
 
 
-def assert_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
+def assert_rank(name: str, x: Array, rank: int, expected: str) -> None:
     """`x` has `rank` axes."""
-    chex.assert_rank(x, rank, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+    _through_chex(_got(name, expected, x), chex.assert_rank, x, rank)
 
 
-def assert_min_rank(name: str, x: jax.Array, rank: int, expected: str) -> None:
+def assert_min_rank(name: str, x: Array, rank: int, expected: str) -> None:
     """`x` has at least `rank` axes."""
-    chex.assert_rank(x, {max(x.ndim, rank)}, custom_message=f"{name}: expected {expected}, got {describe(x)}")
+    _through_chex(_got(name, expected, x), chex.assert_rank, x, {max(x.ndim, rank)})
 
 
-def assert_batch(name: str, x: jax.Array, values: jax.Array | None) -> None:
-    """`x` has the batch axes (*batch,) of values (*batch, K)."""
+def assert_batch(name: str, x: Array, values: Array | None) -> None:
+    """Raises unless `x` has the batch axes (*batch,) of values (*batch, K)."""
     if values is not None:
-        batch = values.shape[:-1]
-        assert_shape(name, x, [batch], f"batch axes {batch}, as the values {describe(values)} have")
+        assert_shape(name, x, [values.shape[:-1]], "batch axes {shapes}, as the values have")
 
 
-def assert_num_classes(name: str, x: jax.Array, num_classes: int | None) -> None:
-    """The last axis of `x` is as long as there are classes."""
+def assert_num_classes(name: str, x: Array, num_classes: int | None) -> None:
+    """Raises unless the last axis of `x` has length `num_classes`."""
     if num_classes is not None:
-        message = f"{name}: expected {num_classes} classes, got {describe(x)}"
-        chex.assert_axis_dimension(x, -1, num_classes, custom_message=message)
+        message = lambda: f"{name}: expected {num_classes} classes, got {describe(x)}"  # noqa: E731
+        _through_chex(message, chex.assert_axis_dimension, x, -1, num_classes)
 
 
 def assert_total(name: str, num_classes: int, total: int) -> None:
     """A target over `num_classes` meets a loss over as many."""
-    message = f"{name}: expected {total} classes, as the values have, got {num_classes}"
-    chex.assert_equal(num_classes, total, custom_message=message)
+    message = lambda: f"{name}: expected {total} classes, as the values have, got {num_classes}"  # noqa: E731
+    _through_chex(message, chex.assert_equal, num_classes, total)
 
 
-def assert_class_values(name: str, x: jax.Array, values: Shaped | None) -> None:
-    """`x` is (K,), or (*batch, K), for values (*batch, K)."""
+def assert_class_values(name: str, x: Array, values: Shaped | None) -> None:
+    """Raises unless `x` is (K,) or (*batch, K), for values (*batch, K)."""
     if values is not None:
-        shapes = [values.shape[-1:], values.shape]
-        assert_shape(name, x, shapes, f"{shapes[0]} or {shapes[1]}, as the values {describe(values)} have")
+        assert_shape(name, x, [values.shape[-1:], values.shape], "{shapes}, as the values have")
 
 
 def check_option(name: str, value: Any, options: Collection[str]) -> None:
-    """`value` is one of the words `options`."""
+    """Raises unless `value` is one of the words `options`."""
     if not isinstance(value, str) or value not in options:
         words = " | ".join(f'"{option}"' for option in options)
         raise ValueError(f"{name}: expected {words}, got {value!r}")
 
 
 def check_axis(name: str, axis: Any, ndim: int) -> int:
-    """`axis` as a number in [0, ndim)."""
+    """Returns `axis` as a number in [0, ndim)."""
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         raise TypeError(f"{name}: expected an integer, got {axis!r}")
     if not -ndim <= axis < ndim:
@@ -90,22 +102,22 @@ def check_axis(name: str, axis: Any, ndim: int) -> int:
     return int(axis) % ndim
 
 
-def as_batch_labels(name: str, x: Any, batch: Shape) -> jax.Array:
-    """Integers (*batch,)."""
+def as_batch_labels(name: str, x: Any, batch: Shape) -> Array:
+    """Returns labels, integers (*batch,)."""
     labels = as_labels(name, x)
-    assert_shape(name, labels, [batch], f"integers {batch}")
+    assert_shape(name, labels, [batch], "integers {shapes}")
     return labels
 
 
-def as_batch_numbers(name: str, x: Any, batch: Shape) -> jax.Array:
-    """Real numbers () or (*batch,), at least float32."""
+def as_batch_numbers(name: str, x: Any, batch: Shape) -> Array:
+    """Returns real numbers () or (*batch,), in float32 or wider."""
     values = as_weight(name, x)
-    assert_shape(name, values, [(), batch], f"() or {batch}, the shape of the batch")
+    assert_shape(name, values, [(), batch], "{shapes}, the shape of the batch")
     return values
 
 
 def check_mesh_axes(name: str, axes: Any) -> None:
-    """Each of `axes`, a name or a tuple of names, is an axis of the surrounding `jax.shard_map` or `jax.vmap`."""
+    """Raises unless each name in `axes` is an axis of the surrounding `jax.shard_map` or `jax.vmap`."""
     for axis in axes if isinstance(axes, tuple) else (axes,):
         try:
             jax.lax.axis_size(axis)
@@ -117,32 +129,32 @@ def check_mesh_axes(name: str, axes: Any) -> None:
 
 
 def check_integer(name: str, x: object) -> None:
-    """`x` is a static integer."""
+    """Raises unless `x` is a static integer."""
     if isinstance(x, bool) or not isinstance(x, int | np.integer):
         raise TypeError(f"{name}: expected an integer, got {x!r}")
 
 
-def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """float32, or `dtype` itself where that is wider: what sums over classes accumulate in."""
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the dtype in which sums over classes accumulate: float32, or `dtype` if it is wider."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def same_dtype(*arrays: jax.Array) -> list[jax.Array]:
-    """All in the widest of their dtypes: strict promotion would refuse to mix them."""
+def same_dtype(*arrays: Array) -> list[Array]:
+    """Returns all arrays in the widest of their dtypes, because strict promotion refuses to mix dtypes."""
     dtype = max((x.dtype for x in arrays), key=lambda dtype: dtype.itemsize)
     return [x.astype(dtype) for x in arrays]
 
 
-def as_array(name: str, x: Any, expected: str = "an array of numbers") -> jax.Array:
-    """What JAX can make an array of."""
+def as_array(name: str, x: Any, expected: str = "an array of numbers") -> Array:
+    """Returns `x` as a JAX array."""
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected {expected}, got {x!r}") from error
 
 
-def as_weight(name: str, x: object) -> jax.Array:
-    """A real number or array of them, at least float32: 1 − ε has no digits to lose."""
+def as_weight(name: str, x: object) -> Array:
+    """Returns real numbers in float32 or wider, because 1 − ε loses digits in a narrower dtype."""
     x = as_array(name, x, "a number or an array of numbers")
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(wide(x.dtype))
@@ -152,7 +164,7 @@ def as_weight(name: str, x: object) -> jax.Array:
 
 
 def check_size(name: str, size: object) -> int:
-    """`size` as a positive static number."""
+    """Returns `size`, which must be a positive static integer."""
     if isinstance(size, bool) or not isinstance(size, int | np.integer):
         raise TypeError(f"{name}: expected a positive integer, got {size!r}")
     if size < 1:
@@ -160,12 +172,12 @@ def check_size(name: str, size: object) -> int:
     return int(size)
 
 
-def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
-    """Integers, wide enough to be compared with any number of classes; beyond that, the largest there is."""
+def as_labels(name: str, x: ArrayLike) -> Array:
+    """Returns labels, integers of 32 bits or more. Integers that do not fit become the largest of the dtype."""
     given: Any = x
     widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype.itemsize >= widest.dtype.itemsize:
-        # JAX would wrap 2³² + 1 to 1, a class.
+        # JAX would wrap 2³² + 1 to 1, which names a class.
         given = np.minimum(x, widest.max)
         given = np.maximum(given, widest.min) if x.dtype.kind == "i" else given
     labels = as_array(name, given, "integers (*batch,)")
@@ -176,67 +188,85 @@ def as_labels(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     return labels.astype(dtype)
 
 
-def as_where(name: str, x: jax.typing.ArrayLike, shape: Shape) -> jax.Array:
+def as_where(name: str, x: ArrayLike, shape: Shape) -> Array:
     """Booleans of `shape`."""
-    where = as_array(name, x, f"booleans {shape}")
-    assert_kind(name, where, bool, f"booleans {shape}")
-    assert_shape(name, where, [shape], f"booleans {shape}")
+    where = as_array(name, x, "booleans, one an example")
+    if where.dtype != jnp.bool_ or where.shape != shape:
+        assert_kind(name, where, bool, f"booleans {shape}")
+        assert_shape(name, where, [shape], "booleans {shapes}")
     return where
 
 
-def as_class_where(name: str, x: jax.typing.ArrayLike) -> jax.Array:
-    """A boolean array with a class axis."""
+def as_class_where(name: str, x: ArrayLike) -> Array:
+    """Returns booleans (K,) or (*batch, K)."""
     where = as_array(name, x, "booleans (K,) or (*batch, K)")
     assert_kind(name, where, bool, "booleans (K,) or (*batch, K)")
     assert_min_rank(name, where, 1, "booleans (K,) or (*batch, K)")
     return where
 
 
-def as_class_values(name: str, x: jax.typing.ArrayLike) -> jax.Array:
-    """Real numbers with a class axis, at least float32."""
+def as_class_values(name: str, x: ArrayLike) -> Array:
+    """Returns real numbers (K,) or (*batch, K), in float32 or wider."""
     values = as_array(name, x, "real numbers (K,) or (*batch, K)")
     assert_kind(name, values, float, "real numbers (K,) or (*batch, K)")
     assert_min_rank(name, values, 1, "real numbers (K,) or (*batch, K)")
     return values.astype(wide(values.dtype))
 
 
-def as_broadcast(name: str, x: object, like: Shaped) -> jax.Array:
-    """Real numbers in the shape and dtype of `like`."""
+def as_broadcast(name: str, x: object, like: Shaped) -> Array:
+    """Returns real numbers, broadcast to the shape and cast to the dtype of `like`."""
     values = as_weight(name, x)
-    message = f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"
-    chex.assert_is_broadcastable(values.shape, like.shape, custom_message=message)
+    message = lambda: f"{name}: expected a shape that broadcasts to {like.shape}, got {describe(values)}"  # noqa: E731
+    _through_chex(message, chex.assert_is_broadcastable, values.shape, like.shape)
     return jnp.broadcast_to(values, like.shape).astype(like.dtype)
 
 
-def as_logits(name: str, x: jax.typing.ArrayLike) -> jax.Array:
-    """Real numbers with a class axis, in their own dtype."""
+def as_logits(name: str, x: ArrayLike) -> Array:
+    """Returns logits (*batch, K) in their own dtype."""
     logits = as_array(name, x, "real numbers (*batch, K)")
     assert_kind(name, logits, float, "real numbers (*batch, K)")
     assert_min_rank(name, logits, 1, "real numbers (*batch, K)")
     return logits
 
 
-def assert_target(name: str, x: jax.Array, logits: Shaped) -> None:
+def assert_target(name: str, x: Array, logits: Shaped) -> None:
     """`x` is integers (*batch,) or real numbers (*batch, K), for logits (*batch, K)."""
-    integers = f"integers {logits.shape[:-1]}"
-    message = f"{name}: expected {integers} or probabilities {logits.shape}, got {describe(x)}"
-    if x.ndim == logits.ndim:
-        chex.assert_type(x, float, custom_message=message)
-        chex.assert_shape(x, logits.shape, custom_message=message)
-    else:
-        chex.assert_type(x, int, custom_message=message)
-        chex.assert_shape(x, logits.shape[:-1], custom_message=message)
+    shape, kind = (logits.shape, float) if x.ndim == logits.ndim else (logits.shape[:-1], int)
+
+    def message() -> str:
+        return (
+            f"{name}: expected integers {logits.shape[:-1]} or probabilities {logits.shape}, got {describe(x)}"
+            f"{_remedy(x, logits)}"
+        )
+
+    _through_chex(message, chex.assert_type, x, kind)
+    _through_chex(message, chex.assert_shape, x, shape)
 
 
-def as_bias(name: str, x: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
-    """Real numbers (K,), at least float32."""
+def _remedy(x: Array, logits: Shaped) -> str:
+    """What the caller probably meant."""
+    batch = logits.shape[:-1]
+    if x.shape == batch and jnp.issubdtype(x.dtype, jnp.floating):
+        return ": labels.astype(int)?"
+    if x.shape == (*batch, 1):
+        return ": labels[..., 0]?"
+    if x.shape == logits.shape and not jnp.issubdtype(x.dtype, jnp.floating):
+        return ": one-hot labels? labels.astype(float)"
+    axes = [i for i in range(len(logits.shape)) if x.shape == logits.shape[:i] + logits.shape[i + 1 :]]
+    if axes:
+        return f": classes on axis {axes[0]}? axis={axes[0]}"
+    return ""
+
+
+def as_bias(name: str, x: ArrayLike, num_classes: int) -> Array:
+    """Returns real numbers (K,), in float32 or wider."""
     bias = as_class_values(name, x)
     assert_shape(name, bias, [(num_classes,)], f"({num_classes},), one number a class")
     return bias
 
 
-def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> jax.Array:
-    """Real numbers for which `holds` is true; where they are traced and it is not, NaN."""
+def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> Array:
+    """Returns real numbers for which `holds` is true. Others raise if they are concrete, and become NaN if traced."""
     values = as_weight(name, x)
     if isinstance(x, Tracer):
         return jnp.where(holds(values), values, jnp.nan)
@@ -247,28 +277,28 @@ def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) 
     return values
 
 
-def as_positive(name: str, x: Any) -> jax.Array:
-    """Finite numbers > 0, which XLA does not flush to 0."""
+def as_positive(name: str, x: Any) -> Array:
+    """Returns finite numbers > 0; subnormal ones are refused, because XLA flushes them to 0."""
     return as_parameter(name, x, lambda x: (x >= jnp.finfo(x.dtype).tiny) & (x < np.inf), "finite numbers > 0")
 
 
-def as_amount(name: str, x: Any) -> jax.Array:
-    """Finite numbers ≥ 0."""
+def as_amount(name: str, x: Any) -> Array:
+    """Returns finite numbers ≥ 0."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x < np.inf), "finite numbers ≥ 0")
 
 
-def as_skew(name: str, x: Any) -> jax.Array:
-    """Numbers in [0, 1]."""
+def as_skew(name: str, x: Any) -> Array:
+    """Returns numbers in [0, 1]."""
     return as_parameter(name, x, lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
 
 
-def as_scalar(name: str, x: jax.Array) -> jax.Array:
-    """One number, ()."""
+def as_scalar(name: str, x: Array) -> Array:
+    """Returns `x`, which must have shape ()."""
     assert_shape(name, x, [()], "a number")
     return x
 
 
 def check_values(name: str, x: Any, holds: Callable[[Any], Any], expected: str) -> None:
-    """Numbers that are known now are as expected; traced ones pass."""
+    """Raises unless `holds` is true of all concrete numbers. Traced numbers pass."""
     if not isinstance(x, Tracer) and not np.all(holds(np.asarray(x))):
         raise ValueError(f"{name}: expected {expected}, got {x!r}")

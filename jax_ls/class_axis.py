@@ -65,10 +65,15 @@ class ClassAxis:
 
     def restricted(self, where: Array) -> Self:
         """Returns the same axis with only the classes that `where` keeps too."""
-        if self.where is not None:
-            ndim = max(where.ndim, self.where.ndim)
-            where = align(where, ndim) & align(self.where, ndim)
+        where = self.kept(where)
         return replace(self, where=where, size=self.size or where.shape[-1])
+
+    def kept(self, where: Array) -> Array:
+        """Returns which classes exist and are kept by `where`: (K,) or (*batch, K)."""
+        if self.where is None:
+            return where
+        ndim = max(where.ndim, self.where.ndim)
+        return align(where, ndim) & align(self.where, ndim)
 
     def weighted(self, weights: Array) -> Self:
         """Returns the same axis with each class weighted by `weights` too."""
@@ -209,41 +214,41 @@ class ClassAxis:
 
 
 def look_up(table: Array, index: Array) -> Array:
-    """Rows of a table (n, ...) at `index`, clipped into range."""
+    """Returns the rows of a table (n, ...) at `index`, which is clipped into range."""
     table, sharding = jnp.asarray(table), jax.typeof(index).sharding
-    # On an explicit mesh JAX asks how the rows are to lie: as their indices do.
+    # On an explicit mesh JAX asks how to lay the rows over the devices: as their indices are.
     spec = (*sharding.spec, *jax.typeof(table).sharding.spec[1:])
     out = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
     return table.at[jnp.clip(index, 0, table.shape[0] - 1)].get(mode="clip", out_sharding=out)
 
 
 def is_split(x: Array) -> bool:
-    """Whether an explicit mesh splits `x` over its devices."""
+    """Returns whether an explicit mesh splits `x` over its devices."""
     return any(jax.typeof(x).sharding.spec)
 
 
 def everywhere(x: Array) -> Array:
-    """What an explicit mesh splits, whole on every device: JAX sorts, flattens and scatters nothing else."""
+    """Returns `x` whole on every device of an explicit mesh: JAX does not sort, flatten or scatter a split array."""
     return jax.sharding.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())) if is_split(x) else x
 
 
 def flat(x: Array) -> Array:
-    """(*batch,) as (N,), whole on every device of an explicit mesh."""
+    """Returns (*batch,) as (N,), whole on every device of an explicit mesh."""
     return everywhere(x).reshape(-1)
 
 
 def gathered(x: Array, batch_axis_name: AxisName | None) -> Array:
-    """(*batch,) as (N,), of all devices."""
+    """Returns (*batch,) of all devices as (N,)."""
     x = flat(x)
     if batch_axis_name is None:
         return x
-    # As a sum: only of sums does `jax.shard_map` know that they are the same on all devices, and `jax.vmap` what to do.
+    # A sum, because `jax.shard_map` knows that sums are the same on all devices, and `jax.vmap` has a rule for them.
     slots = jnp.zeros((jax.lax.axis_size(batch_axis_name), x.size), x.dtype)
     return jax.lax.psum(slots.at[jax.lax.axis_index(batch_axis_name)].set(x), batch_axis_name).reshape(-1)
 
 
 def with_whole_rows(values: Array) -> Array:
-    """All classes of an example on one device of an explicit mesh, for columns to be taken."""
+    """Returns `values` with all classes of an example on one device of an explicit mesh."""
     if not class_axis_is_split(values):
         return values
     sharding = jax.typeof(values).sharding

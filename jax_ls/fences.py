@@ -10,8 +10,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
-__all__ = ["end_of_sum", "finite", "infinite", "lowest", "unshared", "vary_alike", "varying_axes"]
+__all__ = ["end_of_sum", "finite", "infinite", "kept_apart", "lowest", "unshared", "vary_alike", "varying_axes"]
 
 
 def end_of_sum(sums: Array) -> Array:
@@ -27,6 +28,14 @@ def end_of_sum(sums: Array) -> Array:
         return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
 
     return jax.lax.platform_dependent(sums, cpu=rounded, default=_same)
+
+
+def kept_apart(sums: Array) -> Array:
+    """Returns the sums of blocks, which XLA on no platform then merges with the sum of those sums.
+
+    Symptom everywhere: one long sum again, whose last terms are rounded away. `tests/test_online.py`, 16.8 M examples.
+    """
+    return jax.lax.optimization_barrier(sums)
 
 
 def unshared(*rows: Array) -> tuple[Array, ...]:
@@ -62,7 +71,7 @@ def _same(x: Array) -> Array:
     return x
 
 
-def lowest(dtype: jax.typing.DTypeLike) -> float:
+def lowest(dtype: DTypeLike) -> float:
     """Returns the number that stands for −inf within sums: so low that exp(lowest − z) is 0 for any finite z.
 
     A quarter of the lowest float, so that the difference of two such numbers is finite.

@@ -41,7 +41,7 @@ __all__ = ["Batch", "Formula", "Logits", "at_least", "at_most", "is_correct", "o
 Formula = Callable[..., Any]
 
 NO_CLASS = -(2**31)
-"""The likeliest class of a row that has none, for its logits are not finite numbers."""
+"""The likeliest class of a row whose logits are not finite numbers."""
 
 REMEMBERED = "jax_ls.sum_over_classes"
 """Name of the sums over classes, for checkpoint policies: a few numbers per row, kept for the backward pass."""
@@ -82,7 +82,6 @@ def on_logits(
       TypeError: an operand that is no target, integers or real numbers.
 
     Example:
-      >>> from jax_ls.logits import on_logits
       >>> poly1 = lambda z, y, epsilon: -z.log_prob(y) + epsilon * (1 - jnp.exp(z.log_prob(y)))
       >>> print(on_logits(poly1, jnp.zeros((1, 4)), {"y": jnp.array([2]), "epsilon": 1.0}).round(4))
       [2.1363]
@@ -146,7 +145,6 @@ class Logits:
     Every method counts only the classes that exist, over all devices that they are split over. See `on_logits`.
 
     Example:
-      >>> from jax_ls.logits import on_logits
       >>> max_suppression = lambda z: z.pick(z.likeliest) - z.mean()
       >>> print(on_logits(max_suppression, jnp.array([[3.0, 0.0, 0.0]])))
       [2.]
@@ -158,7 +156,7 @@ class Logits:
         # z is wide and masked; `narrow` are the logits in their own dtype, from which single ones are gathered.
         self._z, self._narrow, self._class_weights, self._sums = z, narrow, class_weights, sums
         self._axis = _LogitsAxis(**vars(axis), logits=self)
-        self._unknown = jnp.full_like(jnp.max(z, axis=-1, initial=-jnp.inf), jnp.nan) if sums is None else None
+        self._unknown = jnp.full_like(jnp.max(z, axis=-1, initial=-jnp.inf), jnp.nan)
         self._wanted, self._answered = _Wanted(), 0
         self.values = z - self.shift[..., None] if sums else z
 
@@ -170,7 +168,7 @@ class Logits:
 
     @property
     def shift(self) -> Array:
-        """max_k z_k as a constant: what `log_total`, `dot` and `mean` are relative to."""
+        """max_k z_k as a constant for differentiation. `log_total`, `dot` and `mean` are relative to it."""
         return jax.lax.stop_gradient(self._ask("top"))
 
     @property
@@ -227,15 +225,15 @@ class Logits:
         return _remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1)))).astype(self._z.dtype)
 
     def pick(self, y: Array) -> Array:
-        """z_y − max z at labels (*batch,); NaN where no class is y."""
+        """z_y − max z at labels (*batch,); NaN for a label that names no class."""
         return self._axis.pick(self.values, y[..., None])[..., 0]
 
     def contains(self, y: Array) -> Array:
-        """Whether labels (*batch,) name classes that exist."""
+        """Returns whether labels (*batch,) name classes that exist."""
         return self._axis.contains(y[..., None])[..., 0]
 
     def log_prob(self, y: Array) -> Array:
-        """log p_y at labels (*batch,); NaN where no class is y."""
+        """log p_y at labels (*batch,); NaN for a label that names no class."""
         return self.pick(y) - self.log_total
 
     def log_rival(self, y: Array) -> Array:
@@ -305,7 +303,7 @@ class Logits:
         beneath = self._axis.pmax(jnp.max(jnp.where(w > 0, self._z, -jnp.inf), axis=-1)) - self.shift
         beneath = jnp.where(jnp.isfinite(beneath), beneath, 0)
         # Only where w is 0 can the exponent be large; that derivative in w stays finite.
-        return jnp.log(self.sum(lambda d, own: w * jnp.exp(jnp.minimum(d - own, 60)), beneath)) + beneath
+        return jnp.log(self.sum(lambda d, shift: w * jnp.exp(jnp.minimum(d - shift, 60)), beneath)) + beneath
 
     def _weighted(self, q: Target) -> Target:
         return q if self._class_weights is None else q.weighted(self._class_weights)
@@ -325,7 +323,7 @@ class Logits:
         return self._sums[f"linear {self._answered - 1}"]
 
     def _take(self, index: Array) -> Array:
-        """z_i − max z at local classes (*batch, S); where i is none of them, that of the class nearest."""
+        """Returns z_i − max z at local classes i (*batch, S), which are clipped into range."""
         picked = _remembered(_pick(self._z, jax.lax.stop_gradient(self._narrow), index))
         if self._axis.rows is not None:
             picked = jnp.where(self._axis.rows[..., None], picked, 0)
@@ -386,11 +384,11 @@ class Batch:
             checks.assert_class_values("class_where", class_where, z)
         if class_weights is not None:
             class_weights = checks.as_class_values("class_weights", class_weights)
-            checks.assert_shape("class_weights", class_weights, [classes], f"{classes}, one weight a class")
+            checks.assert_shape("class_weights", class_weights, [classes], "{shapes}, one weight a class")
         penalty = None
         if not (isinstance(z_loss, int | float) and z_loss == 0):
             penalty = checks.as_weight("z_loss", z_loss)
-            checks.assert_shape("z_loss", penalty, [(), batch], f"() or {batch}, the shape of the batch")
+            checks.assert_shape("z_loss", penalty, [(), batch], "{shapes}, the shape of the batch")
         if class_axis_name is not None:
             checks.check_mesh_axes("class_axis_name", class_axis_name)
         return cls(z, axis, where, class_where, class_weights, penalty, class_axis_name)
@@ -442,10 +440,10 @@ class Batch:
 
 
 def _as_operand(name: str, x: Any, batch: tuple[int, ...]) -> Any:
-    """A target as it is; integers (*batch,); real numbers () or (*batch,)."""
+    """Returns an operand as a target, as integers (*batch,), or as real numbers () or (*batch,)."""
     if isinstance(x, Target):
         return x
-    if isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == len(batch):
+    if isinstance(x, Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == len(batch):
         return checks.as_batch_labels(name, x, batch)
     return checks.as_batch_numbers(name, x, batch)
 
@@ -464,7 +462,7 @@ def _evaluate(
     class_weights: Array | None,
     z_loss: Array | None,
 ) -> Any:
-    """The formula over masked logits. The backward pass computes anew what is not `_remembered`."""
+    """Returns the formula over masked logits. The backward pass recomputes all but the `_remembered` sums."""
     z = logits.astype(checks.wide(logits.dtype))
     if where is not None and class_where is not None and class_where.ndim == z.ndim:
         class_where = class_where | ~where[..., None]
@@ -492,14 +490,14 @@ def _evaluate(
 
 
 def _masked(x: Any, where: Array) -> Any:
-    """An operand with stand-ins for the examples that do not count, so that none of their NaN gets about."""
+    """Returns an operand with stand-ins for the examples that do not count, so that their NaN cannot spread."""
     if isinstance(x, Target):
         return x.counted(where)
     return x if x.ndim == 0 and where.ndim else jnp.where(where, x, stand_in(x.dtype))
 
 
 def _remembered(x: Array) -> Array:
-    """A sum over classes that is kept for the backward pass."""
+    """Returns a sum over classes under the name by which it is kept for the backward pass."""
     return checkpoint_name(x, REMEMBERED)
 
 
@@ -569,13 +567,13 @@ def _row_sums_jvp(wanted: _Pass, primals: Any, tangents: Any) -> Any:
 
 
 def _separate_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
-    """Each sum by itself, over z − max z: XLA on CPU takes four times as long over one variadic reduction."""
+    """Returns each sum by itself, over z − max z: XLA on CPU takes four times as long for a variadic reduction."""
 
     def summed(terms: Array) -> Array:
         return fences.end_of_sum(jnp.sum(terms, axis=-1))
 
     def shifted(*constants: float) -> tuple[Array, ...]:
-        """z − max z and constants, as arrays that no other sum shares."""
+        """Returns z − max z and constants, as arrays that no other sum shares."""
         rows = fences.unshared(top, *(jnp.full_like(top, x) for x in constants))
         return z - rows[0][..., None], *(x[..., None] for x in rows[1:])
 
@@ -594,12 +592,13 @@ def _separate_sums(wanted: _Pass, z: Array, weights: tuple[Array | None, ...]) -
     if "likeliest" in wanted:
         sums["likeliest"] = _first_at(z, top)
     for i, w in enumerate(weights):
-        sums[f"linear {i}"] = fences.infinite(summed(_weighted(*shifted(), w)))
+        d, *_ = shifted()
+        sums[f"linear {i}"] = fences.infinite(summed(_weighted(d, w)))
     return sums
 
 
 def _laid_like(x: Array, z: Array) -> Array:
-    """Weights of classes as an explicit mesh splits the logits: else XLA gathers the logits."""
+    """Returns class weights laid over an explicit mesh as the logits are. Otherwise XLA would gather the logits."""
     sharding = jax.typeof(z).sharding
     if not any(sharding.spec):
         return x
@@ -613,15 +612,15 @@ def _weighted(values: Array, w: Array | None) -> Array:
 
 
 def _first_at(z: Array, top: Array) -> Array:
-    """The first class whose logit is `top`, as a real number; NaN where `top` is not finite.
+    """Returns the first class whose logit is `top`, as a real number; NaN where `top` is not finite.
 
     As a maximum of real numbers: XLA on CPU takes five times as long over an argmax.
     """
     # Numbers below 1, which the least difference of all, 2⁻¹²⁶, times the largest float exceeds.
     scale = 2.0**-31
     numbers = jnp.arange(z.shape[-1], dtype=jnp.int32).astype(z.dtype) * scale
-    own, numbers = fences.unshared(top, numbers)
-    below = (z - own[..., None]) * jnp.finfo(z.dtype).max
+    row_top, numbers = fences.unshared(top, numbers)
+    below = (z - row_top[..., None]) * jnp.finfo(z.dtype).max
     return jnp.max(below - align(numbers, z.ndim), axis=-1, initial=-jnp.inf) / -scale
 
 
@@ -630,8 +629,10 @@ CUDA_LONGEST_ROW = 16384
 
 
 def _one_reduction(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], longest: int | None = None) -> Sums:
-    """All sums in one variadic reduction: one read of the logits. Online softmax: what is summed is rescaled whenever
-    the maximum grows (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
+    """Returns all sums from one variadic reduction, which reads the logits once.
+
+    It is an online softmax: the sums are rescaled whenever the maximum grows (Milakov and Gimelshein, Online normalizer
+    calculation for softmax, 2018).
     """
     low = fences.lowest(z.dtype)
     ones, zeros = jnp.ones_like(z), jnp.zeros_like(z)
@@ -702,7 +703,7 @@ def _one_reduction(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], l
 
 
 def _parts(z: Array, longest: int | None) -> int:
-    """How many equal parts of at most `longest` classes a row is reduced by; 1 if none divides it."""
+    """Returns into how many equal parts of at most `longest` classes a row is divided; 1 if no number divides it."""
     size = z.shape[-1]
     if longest is None or class_axis_is_split(z) or size <= longest:
         return 1
@@ -711,7 +712,7 @@ def _parts(z: Array, longest: int | None) -> int:
 
 
 def _over_devices(wanted: _Pass, z: Array, weights: tuple[Array | None, ...], local: Sums) -> Sums:
-    """The sums of all devices that the classes are split over, from those of each."""
+    """Returns the sums over all devices that the classes are split over, from the sums of each device."""
     axis = ClassAxis(z.shape[-1], class_axis_name=wanted.class_axis_name)
     top = axis.pmax(local["top"])
     step = local["top"] - top

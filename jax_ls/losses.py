@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName, multiply
+from jax_ls.class_axis import AxisName, align, multiply
 from jax_ls.logits import Batch, Logits
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth_labels
 from jax_ls.targets import as_target
@@ -186,7 +186,7 @@ def smoothed_target(
 
 
 def as_loss_target(batch: Batch, x: Target | ArrayLike, name: str = "target") -> Target:
-    """Returns a target: of a target, integers (*batch,), or probabilities in the shape of the logits as given."""
+    """Returns a target from a target, integers (*batch,), or probabilities in the shape of the given logits."""
     if isinstance(x, Target):
         return x
     array = checks.as_array(name, x)
@@ -203,23 +203,28 @@ def sigmoid_cross_entropy(
     prior: ArrayLike = 0.5,
     pos_weight: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> Array:
-    """Smoothed binary cross-entropy, element by element: −q log σ(z) − (1 − q) log σ(−z), q = (1 − ε) y + ε · prior.
+    """Returns the smoothed binary cross-entropy of each element, −q log σ(z) − (1 − q) log σ(−z).
+
+    q = (1 − ε) y + ε · prior
 
     Args:
       logits: z, real numbers of any shape.
       labels: y, in the shape of the logits; 0 and 1, or probabilities.
       smoothing: ε, broadcastable to the labels.
-      prior: what a label is drawn to, broadcastable to the labels; see `smooth_binary_labels`.
+      prior: the number that a label moves towards, broadcastable to the labels; see `smooth_binary_labels`.
       pos_weight: multiplies the first term, −q log σ(z); broadcastable to the labels. PyTorch and timm have it too.
       where: booleans in the shape of the logits, the elements that count; elsewhere loss and gradient are 0.
+      ignore_index: a label whose elements do not count, for integer labels: −1 for "not annotated", say.
+      class_weights: (K,), multiplies the losses of each class, on the last axis of the logits.
 
     Returns:
       Losses in the shape of the logits, in float32 or wider.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError: labels, smoothing or prior that are no real numbers.
+      AssertionError: `ignore_index` with labels that are no integers.
 
     Example:
       >>> losses = sigmoid_cross_entropy(jnp.array([10.0, -10.0, -10.0]), jnp.array([1, 0, 1]), 0.1)
@@ -233,15 +238,23 @@ def sigmoid_cross_entropy(
     checks.assert_kind("logits", z, float, "real numbers")
     z = z.astype(checks.wide(z.dtype))
     y = jnp.asarray(labels)
-    checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
+    checks.assert_shape("labels", y, [z.shape], "{shapes}, the shape of the logits")
+    if ignore_index is not None:
+        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
+        checks.check_integer("ignore_index", ignore_index)
+        where = y != ignore_index if where is None else checks.as_where("where", where, z.shape) & (y != ignore_index)
     if where is not None:
         where = checks.as_where("where", where, z.shape)
         smoothing, prior = checks.as_broadcast("smoothing", smoothing, z), checks.as_broadcast("prior", prior, z)
-        z, y, smoothing, prior = (jnp.where(where, x, 0) for x in (z, y, smoothing, prior))
+        z, y, smoothing, prior = (jnp.where(where, x, jnp.zeros((), x.dtype)) for x in (z, y, smoothing, prior))
     weight = None if pos_weight is None else checks.as_broadcast("pos_weight", pos_weight, z)
     q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
     positive = q if weight is None else q * (weight if where is None else jnp.where(where, weight, 0))
     losses = multiply(positive, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+    if class_weights is not None:
+        weights = checks.as_class_values("class_weights", class_weights)
+        checks.assert_shape("class_weights", weights, [z.shape[-1:]], "{shapes}, one weight a class")
+        losses = losses * align(weights, z.ndim).astype(z.dtype)
     return losses if where is None else jnp.where(where, losses, 0)
 
 
@@ -252,22 +265,22 @@ def with_label_smoothing(
     binary: bool = False,
     **smooth_options: Any,
 ) -> Callable[..., Array]:
-    """Any optax-style `loss(logits, dense_labels, ...)`, smoothed: it then takes integer or dense labels.
+    """Returns an optax-style `loss(logits, dense_labels, ...)` with label smoothing, for integer or dense labels.
 
-    Labels are written out, as the wrapped loss needs them; `smoothed_cross_entropy` does without.
+    The wrapper writes the smoothed labels out, because `loss` needs them. `smoothed_cross_entropy` does not.
 
     Args:
-      loss: a function of logits and dense labels, `optax.softmax_cross_entropy` for one.
+      loss: a function of logits and dense labels, such as `optax.softmax_cross_entropy`.
       smoothing: ε, () or (*batch,), or an optax schedule of it.
       binary: labels are independent zeros and ones in the shape of the logits, smoothed towards `prior` = 0.5.
-      **smooth_options: of `smooth_labels`, or `prior` of `smooth_binary_labels`.
+      **smooth_options: options of `smooth_labels`; if binary, the `prior` of `smooth_binary_labels`.
 
     Returns:
-      `smoothed(logits, labels, *args, step=None, **kwargs)`; `step` is for a schedule, an `axis` keyword names the
-      class axis for both, all else goes to `loss`.
+      `smoothed(logits, labels, *args, step=None, **kwargs)`; `step` is for a schedule, and `axis` is the class
+      axis of logits and labels. `axis` and all other arguments go to `loss`.
 
     Raises:
-      TypeError: a schedule called without `step`, or an option that smoothing does not have.
+      TypeError: a schedule without `step`, or an unknown option of smoothing.
 
     Example:
       >>> loss = with_label_smoothing(optax.softmax_cross_entropy, optax.linear_schedule(0.1, 0.0, 100))

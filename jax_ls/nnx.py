@@ -1,21 +1,26 @@
-"""Flax NNX adapters: what is learned while training, held in variables that are saved with the model.
+"""Flax NNX modules and metrics: the state of online smoothing, of the ε controller and of calibration scores.
 
-They belong in the model or beside it, and are updated in place within `nnx.jit`. The only module that imports Flax:
+A module goes into the model or beside it. It is updated in place, inside `nnx.jit` too, and saved with the model. No
+other module of jax_ls imports Flax:
 
     from jax_ls import nnx as ls_nnx
 """
+
+from __future__ import annotations
 
 import abc
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, serialization
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import online
 from jax_ls.adaptive import CalibrationController, CalibrationState
 from jax_ls.calibration.reliability import Reliability, reliability
-from jax_ls.calibration.scores import Mean, both, squared_error, surprise
+from jax_ls.calibration.scores import Mean, negative_log_probability, squared_error, where_and_mask
 from jax_ls.class_axis import AxisName
 from jax_ls.targets import Target
 
@@ -29,15 +34,35 @@ __all__ = [
     "SmoothingState",
 ]
 
-Array = jax.typing.ArrayLike
 
-
-# The fields of the state, and the variables that hold them.
+# The fields of `OnlineState`, and the variables of `OnlineSmoothing` that hold them.
 ONLINE = ("matrix", "sums", "counts", "decay", "lost_sums", "lost_counts")
 
 
+def _restored(state: Any, arrays: dict[str, Any]) -> Any:
+    """A state of the kind of `state` from what `flax.serialization` has stored, field by field."""
+    expected = {name for name, x in vars(state).items() if x is not None}
+    if set(arrays) != expected:
+        raise ValueError(f"state: expected the fields {sorted(expected)}, got {sorted(arrays)}")
+    fields = {
+        name: serialization.from_state_dict(getattr(state, name), x, name=name) for name, x in sorted(arrays.items())
+    }
+    return type(state)(**{name: fields.get(name) for name in vars(state)})
+
+
+def _stored(state: Any) -> dict[str, Any]:
+    return {name: serialization.to_state_dict(x) for name, x in vars(state).items() if x is not None}
+
+
+# So that `flax.serialization.to_bytes` and `from_bytes`, and checkpoints made of them, take these states.
+for _kind in (online.OnlineState, CalibrationState, Reliability, Mean):
+    serialization.register_serialization_state(_kind, _stored, _restored, override=True)
+
+
 class SmoothingState(nnx.Variable):
-    """Variables that smoothing learns and the optimizer leaves alone: `nnx.split(model, nnx.Param, SmoothingState)`.
+    """A variable that smoothing learns and the optimizer does not change.
+
+    `nnx.split(model, nnx.Param, SmoothingState)` separates the two kinds.
 
     Example:
       >>> from flax import nnx
@@ -48,13 +73,10 @@ class SmoothingState(nnx.Variable):
 
 
 class OnlineSmoothing(nnx.Module):
-    """Online label smoothing in variables that hold the fields of `jax_ls.online.OnlineState`.
+    """Online label smoothing: the fields of `jax_ls.online.OnlineState`, each in a variable.
 
     Args:
       num_classes, first, decay, limit: as in `jax_ls.online.init`.
-
-    Raises:
-      TypeError, ValueError: as `jax_ls.online.init`.
 
     Example:
       >>> from jax_ls.nnx import OnlineSmoothing
@@ -86,21 +108,26 @@ class OnlineSmoothing(nnx.Module):
 
     @property
     def state(self) -> online.OnlineState:
-        """What the variables hold now."""
+        """The `OnlineState` that the variables hold now."""
         return online.OnlineState(**{name: _value(getattr(self, name)) for name in ONLINE})
 
-    def target(self, labels: Array) -> Target:
-        """As `jax_ls.online.target`."""
+    def target(self, labels: ArrayLike) -> Target:
+        """Returns `jax_ls.online.target` of the state."""
         return online.target(self.state, labels)
 
     def update(
-        self, logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        batch_axis_name: AxisName | None = None,
     ) -> None:
-        """As `jax_ls.online.update`, in place."""
+        """Replaces the state by `jax_ls.online.update` of it."""
         self._set(online.update(self.state, logits, labels, where=where, batch_axis_name=batch_axis_name))
 
     def next_epoch(self) -> None:
-        """As `jax_ls.online.next_epoch`, in place."""
+        """Replaces the state by `jax_ls.online.next_epoch` of it."""
         self._set(online.next_epoch(self.state))
 
     def _set(self, state: online.OnlineState) -> None:
@@ -110,10 +137,10 @@ class OnlineSmoothing(nnx.Module):
 
 
 class SmoothingController(nnx.Module):
-    """An ε that follows calibration, in variables `smoothing` and `gap`.
+    """A `CalibrationController` with its state in the variables `smoothing` (ε) and `gap`.
 
     Args:
-      controller: how it follows; `jax_ls.adaptive.CalibrationController()` if None. Its numbers become constants.
+      controller: the controller; `jax_ls.adaptive.CalibrationController()` if None. Its numbers become constants.
 
     Example:
       >>> from jax_ls.nnx import SmoothingController
@@ -124,7 +151,7 @@ class SmoothingController(nnx.Module):
     """
 
     def __init__(self, controller: CalibrationController | None = None) -> None:
-        # A module is compiled with its constants: numbers, where arrays would be data.
+        # `nnx.jit` compiles a module with its Python numbers as constants; arrays would be data.
         self.controller = jax.tree.map(float, CalibrationController() if controller is None else controller)
         state = self.controller.init()
         self.smoothing = SmoothingState(state.smoothing)
@@ -132,15 +159,15 @@ class SmoothingController(nnx.Module):
 
     def update(
         self,
-        logits: Array,
-        labels: Array,
+        logits: ArrayLike,
+        labels: ArrayLike,
         *,
-        where: Array | None = None,
-        class_where: Array | None = None,
+        where: ArrayLike | None = None,
+        class_where: ArrayLike | None = None,
         axis: int = -1,
         batch_axis_name: AxisName | None = None,
     ) -> None:
-        """As `CalibrationController.update`, in place."""
+        """Replaces the state by `CalibrationController.update` of it."""
         options: dict[str, Any] = {
             "where": where,
             "class_where": class_where,
@@ -153,10 +180,10 @@ class SmoothingController(nnx.Module):
 
 
 class _Score(nnx.Metric):
-    """A score as variables of its sums, for `nnx.MultiMetric`: batches add up, and `compute` gives one number.
+    """A metric for `nnx.MultiMetric`: its sums are variables, batches add up, and `compute` returns one number.
 
-    What it takes is what `flax.nnx.metrics.Accuracy` takes: others' arguments are let pass. Sums are in float32 with
-    what rounding took from them beside, so that no number of batches makes them wrong.
+    `update` takes the arguments of `flax.nnx.metrics.Accuracy`, and ignores those of other metrics. The sums are
+    float32, with their rounding errors beside them, so that they stay exact to rounding over any number of batches.
     """
 
     def __init__(self) -> None:
@@ -164,25 +191,25 @@ class _Score(nnx.Metric):
             setattr(self, name, nnx.metrics.MetricState(x))
 
     @abc.abstractmethod
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability | Mean:
-        """The sums of one batch."""
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Reliability | Mean:
+        """Returns the sums of one batch."""
 
     def _empty(self) -> Any:
         return self._measure(jnp.zeros((0, 1), jnp.float32), jnp.zeros((0,), jnp.int32), None)
 
     @property
     def sums(self) -> Any:
-        """What the variables hold now."""
+        """The `Reliability` or `Mean` that the variables hold now."""
         empty = jax.eval_shape(self._empty)
         return type(empty)(**{name: getattr(self, name)[...] for name in vars(empty)})
 
     def update(
         self,
         *,
-        logits: Array,
-        labels: Array,
-        where: Array | None = None,
-        mask: Array | None = None,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        where: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         batch_axis_name: AxisName | None = None,
         **_: Any,
     ) -> None:
@@ -191,12 +218,12 @@ class _Score(nnx.Metric):
         Args:
           logits, labels: z (*batch, K) and integers (*batch,).
           where: boolean (*batch,), the examples that count.
-          mask: the same as Flax calls it, numbers too; where both are given, both must hold.
+          mask: Flax's name for `where`, which may be numbers; an example counts if both keep it.
           batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`.
         """
-        batch = self._measure(logits, labels, both(where, mask, labels)).psum(batch_axis_name)
-        held = self.sums
-        self._set(held + jax.tree.map(lambda x, like: x.astype(like.dtype), batch, held))
+        batch = self._measure(logits, labels, where_and_mask(where, mask, labels)).psum(batch_axis_name)
+        sums = self.sums
+        self._set(sums + jax.tree.map(lambda x, like: x.astype(like.dtype), batch, sums))
 
     def reset(self) -> None:
         """Forgets all batches."""
@@ -211,7 +238,7 @@ class CalibrationError(_Score):
     """`jax_ls.calibration.expected_calibration_error` of all batches, in bins of equal width; NaN before the first.
 
     Args:
-      num_bins, norm: as there.
+      num_bins, norm: as in `jax_ls.calibration.expected_calibration_error`.
 
     Example:
       >>> from flax import nnx
@@ -224,19 +251,19 @@ class CalibrationError(_Score):
 
     def __init__(self, *, num_bins: int = 15, norm: float = 1) -> None:
         self.num_bins, self.norm = num_bins, norm
-        self._empty().error(norm)  # a norm that does not exist raises now
+        self._empty().error(norm)  # an unknown norm raises here, not at the first `compute`
         super().__init__()
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Reliability:
         return reliability(logits, labels, num_bins=self.num_bins, where=where)
 
-    def compute(self) -> jax.Array:
-        """The error of all batches since the last reset."""
+    def compute(self) -> Array:
+        """Returns the calibration error of all batches since the last reset."""
         return self.sums.error(self.norm)
 
 
 class Overconfidence(_Score):
-    """Mean confidence less accuracy, `jax_ls.calibration.overconfidence`, of all batches; NaN before the first.
+    """`jax_ls.calibration.overconfidence` of all batches; NaN before the first.
 
     Example:
       >>> from jax_ls.nnx import Overconfidence
@@ -246,16 +273,16 @@ class Overconfidence(_Score):
       -0.2500
     """
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Reliability:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Reliability:
         return reliability(logits, labels, num_bins=1, where=where)
 
-    def compute(self) -> jax.Array:
-        """The excess of all batches since the last reset."""
+    def compute(self) -> Array:
+        """Returns the mean confidence minus the accuracy of all batches since the last reset."""
         return self.sums.overconfidence
 
 
 class NegativeLogLikelihood(_Score):
-    """`jax_ls.calibration.negative_log_likelihood` of all batches, in nats an example; NaN before the first.
+    """`jax_ls.calibration.negative_log_likelihood` of all batches, in nats per example; NaN before the first.
 
     Example:
       >>> from jax_ls.nnx import NegativeLogLikelihood
@@ -265,11 +292,11 @@ class NegativeLogLikelihood(_Score):
       1.3863
     """
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
-        return Mean.of(surprise(logits, labels, where=where), where)
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Mean:
+        return Mean.of(negative_log_probability(logits, labels, where=where), where)
 
-    def compute(self) -> jax.Array:
-        """The mean of all batches since the last reset."""
+    def compute(self) -> Array:
+        """Returns the mean of all batches since the last reset."""
         return self.sums.value
 
 
@@ -284,7 +311,7 @@ class BrierScore(NegativeLogLikelihood):
       0.7500
     """
 
-    def _measure(self, logits: Array, labels: Array, where: Array | None) -> Mean:
+    def _measure(self, logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> Mean:
         return Mean.of(squared_error(logits, labels, where=where), where)
 
 

@@ -1,22 +1,27 @@
-"""u learned while training: the mean prediction for each class, of the examples that the model gets right.
+"""Online label smoothing: u is the mean prediction for each class, over the examples that the model gets right.
 
     state = online.init(num_classes)
     loss = mean(smoothed_cross_entropy(logits, labels, 0.5, prior=online.target(state, labels)))
-    state = online.update(state, logits, labels)             # each step
-    state = online.next_epoch(state)                         # each epoch
+    state = online.update(state, logits, labels)             # after each step
+    state = online.next_epoch(state)                         # after each epoch
 
 `average_predictions` keeps one prediction for each example instead of one for each class.
 
 That is the published loss, ½ CE(z, δ_y) + ½ CE(z, S_y), where S_y is row y of the matrix of the epoch before. State in,
-state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree.
+state out: it goes through `jit`, buffer donation, `scan` and checkpoints like any other pytree. `flax.serialization`
+takes it once `jax_ls.nnx` is imported.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
@@ -28,21 +33,19 @@ from jax_ls.targets import Rows
 
 __all__ = ["OnlineState", "average_predictions", "init", "next_epoch", "target", "update"]
 
-Array = jax.typing.ArrayLike
-
 
 @pytree()
 @dataclass(frozen=True)
 class OnlineState:
-    """What online smoothing has learned.
+    """The state of online smoothing.
 
     Args:
       matrix: S, (K, K); row y is the soft label of class y.
-      sums: Σ p over this epoch's correct predictions of each class, (K, K); None without epochs.
-      counts: how many there were, whole numbers (K,) in float32; None without epochs.
-      decay: ρ of the running mean, (); None with epochs.
-      lost_sums, lost_counts: what rounding took from `sums` and `counts`, which grow over an epoch: with it they are
-        exact however many examples there are. None without epochs.
+      sums: Σ p over this epoch's correct predictions of each class, (K, K). None if the state has a `decay`.
+      counts: how many correct predictions those are, whole numbers (K,) in float32. None if the state has a `decay`.
+      decay: ρ of the running mean, (). None if the state counts epochs.
+      lost_sums, lost_counts: the rounding errors of `sums` and `counts`, so that no number of examples makes them
+        wrong. None if the state has a `decay`.
 
     Example:
       >>> from jax_ls import online
@@ -51,10 +54,10 @@ class OnlineState:
       ((3, 3), (3, 3), (3,), None)
     """
 
-    matrix: jax.Array
-    sums: jax.Array | None
-    counts: jax.Array | None
-    decay: jax.Array | None
+    matrix: Array
+    sums: Array | None
+    counts: Array | None
+    decay: Array | None
     lost_sums: Any = None
     lost_counts: Any = None
 
@@ -63,23 +66,23 @@ def init(
     num_classes: int,
     *,
     first: Literal["zeros", "uniform"] = "zeros",
-    decay: Array | None = None,
+    decay: ArrayLike | None = None,
     limit: int = 2**30,
 ) -> OnlineState:
-    """The state to begin with.
+    """Returns the first state of online smoothing.
 
     Args:
       num_classes: K. Memory is 12 K² bytes, 4 K² with `decay`.
-      first: what there is before anything is learned. "zeros", as published: no soft label, the first epoch trains on
-        ½ CE(z, δ_y) alone. "uniform": 1/K everywhere, which is plain smoothing.
+      first: the matrix before anything is learned. "zeros" is published: the first epoch trains on ½ CE(z, δ_y) alone.
+        "uniform" is 1/K everywhere: the first epoch has plain smoothing.
       decay: ρ in [0, 1), for a running mean in place of epochs; may be traced.
-      limit: bytes that the state may take.
+      limit: how many bytes the state may take.
 
     Returns:
       An `OnlineState`.
 
     Raises:
-      TypeError, ValueError: K, `first` or `decay` that are none, or a state beyond `limit`, by name.
+      ValueError: an unknown `first`, a concrete ρ outside [0, 1), or a state of more than `limit` bytes.
 
     Example:
       >>> from jax_ls import online
@@ -108,30 +111,28 @@ def init(
 
 def update(
     state: OnlineState,
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> OnlineState:
-    """The state after one more batch, of which only correct predictions count, argmax p = y.
+    """Returns the state after one more batch. Only correct predictions count, argmax p = y.
 
-    With epochs they are added up until `next_epoch`; the matrix stays. With `decay`, rows of classes that had any move:
-    S_y <- ρ S_y + (1 − ρ) mean p, so that from zeros the mass of a row grows to 1 as it learns.
+    A state that counts epochs adds their p up until `next_epoch`, and keeps its matrix. A state with `decay` changes
+    row y of its matrix if class y had a correct prediction: S_y <- ρ S_y + (1 − ρ) mean p. A row that begins at zeros
+    so grows to mass 1.
 
     Args:
-      state: from `init` or the last step.
+      state: from `init`, `update` or `next_epoch`.
       logits: z, real numbers (*batch, K); constants for differentiation.
-      labels: y, integers (*batch,). One that names no class is never correct.
+      labels: y, integers (*batch,). For a label that names no class, no prediction is correct.
       where: boolean (*batch,), the examples that count.
       batch_axis_name: inside `jax.shard_map`, the mesh axes that split the batch, as in `mean`; the state is then the
         same on all devices.
 
     Returns:
       An `OnlineState`.
-
-    Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
 
     Example:
       >>> from jax_ls import online
@@ -166,19 +167,19 @@ def update(
 
 
 def next_epoch(state: OnlineState) -> OnlineState:
-    """The state for the next epoch: rows become the mean prediction of this one, and counting starts anew.
+    """Returns the state for the next epoch: row y is this epoch's mean prediction for class y, and the sums are 0.
 
-    A class with no correct prediction keeps the row that it has learned. If it has never learned one, its row becomes
-    1/K, as in the published code.
+    A class without a correct prediction keeps the row that it has learned. If it has never learned a row, it gets 1/K,
+    as in the published code.
 
     Args:
-      state: of which epochs are counted.
+      state: a state that counts epochs: `init` without `decay`.
 
     Returns:
       An `OnlineState`.
 
     Raises:
-      ValueError: a state with `decay`, which knows no epochs.
+      ValueError: a state with `decay`, which does not count epochs.
 
     Example:
       >>> from jax_ls import online
@@ -195,12 +196,11 @@ def next_epoch(state: OnlineState) -> OnlineState:
     return replace(state, matrix=matrix, **jax.tree.map(jnp.zeros_like, emptied))
 
 
-def target(state: OnlineState, labels: Array) -> Rows:
-    """Row y of the matrix for each label: the `prior` of a loss, or a target of its own.
+def target(state: OnlineState, labels: ArrayLike) -> Rows:
+    """Returns row y of the matrix for each label, as the `prior` of a loss or as a target.
 
-    A state that began with "zeros" gives mass 0 until the first `next_epoch`, or with `decay` until the class has a
-    correct prediction: that share of the loss is 0. With `class_where`, which divides by that mass, begin from
-    "uniform".
+    In a state that began with "zeros" a row has mass 0 until the first `next_epoch`, or with `decay` until the class
+    has a correct prediction. Its share of the loss is then 0. `class_where` divides by the mass: begin with "uniform".
 
     Args:
       state: from `init`, `update` or `next_epoch`.
@@ -219,15 +219,15 @@ def target(state: OnlineState, labels: Array) -> Rows:
 
 
 def average_predictions(
-    averages: Array,
-    indices: Array,
-    logits: Array,
+    averages: ArrayLike,
+    indices: ArrayLike,
+    logits: ArrayLike,
     *,
-    decay: Array = 0.7,
-    where: Array | None = None,
-    class_where: Array | None = None,
+    decay: ArrayLike = 0.7,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Array:
     """Returns the running mean prediction of each example, after one more batch: t_i <- ρ t_i + (1 − ρ) p_i.
 
     At ρ = 0 it is the last prediction, the teacher of self-distillation by the epoch before. Begin with
@@ -281,16 +281,16 @@ def average_predictions(
     return old.at[index].set(moved.astype(old.dtype), mode="drop")
 
 
-def _lse(z: Logits) -> jax.Array:
+def _lse(z: Logits) -> Array:
     return z.lse
 
 
-def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:
+def _mean(sums: Array, counts: Array) -> Array:
     return sums / jnp.maximum(counts.astype(sums.dtype), 1)[:, None]
 
 
-def _as_placed(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x`, on an explicit mesh split over its devices as `like` is."""
+def _as_placed(x: Array, like: Array) -> Array:
+    """Returns `x` laid over the devices of an explicit mesh as `like` is."""
     sharding = jax.typeof(like).sharding
     if not any(sharding.spec) and not any(jax.typeof(x).sharding.spec):
         return x

@@ -1,9 +1,9 @@
-"""Terms on the logits that act like smoothing, one number per example, to be added to a loss with a weight.
+"""Penalties on the logits that act like smoothing: one number per example, to add to a loss with a weight.
 
     loss = cross_entropy(logits, labels) + 0.1 * penalties.max_suppression(logits)
 
-Each is a formula over `jax_ls.logits.Logits`, so that masks, shards and memory are those of `cross_entropy`. Without
-labels there is nothing to ignore or to weigh by class: penalties have no `ignore_index` and no `class_weights`.
+Each is a formula over `jax_ls.logits.Logits`, and takes the options of `cross_entropy`, except `ignore_index` and
+`class_weights`, which need labels.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def confidence_penalty(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """Low entropy costs: −β H(p), or β max(0, Γ − H(p)), which leaves predictions of entropy above Γ alone.
+    """Returns −β H(p), which penalises low entropy; with a threshold Γ, β max(0, Γ − H(p)).
 
     Args:
       logits: z, real numbers with K classes on `axis`.
       beta: β, () or (*batch,).
-      threshold: Γ, () or (*batch,).
+      threshold: Γ, () or (*batch,): predictions of entropy above Γ cost nothing.
       where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
@@ -87,23 +87,22 @@ def jensen(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """Generalised entropy regularisation: the skew Jensen divergence of p and a prior u, between two known penalties.
+    """Returns the skew Jensen divergence of p and a prior u: generalised entropy regularisation.
 
-    [(1 − α) KL(u ‖ m) + α KL(p ‖ m)] / (α (1 − α)) with m = (1 − α) u + α p: KL(u ‖ p) at α = 1, which is label
-    smoothing, and KL(p ‖ u) at α = 0, the confidence penalty.
+    [(1 − α) KL(u ‖ m) + α KL(p ‖ m)] / (α (1 − α)) with m = (1 − α) u + α p. At α = 1 it is KL(u ‖ p), which is label
+    smoothing, and at α = 0 KL(p ‖ u), the confidence penalty.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
-      alpha: α, () or (*batch,), in [0, 1], NaN for an example whose traced α is not; its own derivative is exact in
-        between.
+      alpha: α, () or (*batch,), in [0, 1]; a traced α outside gives NaN. The derivative in α is exact for 0 < α < 1.
       prior: u, (K,) or (*batch, K) or a `Target`, classes last; uniform if None.
       where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
-      Penalties (*batch,) in float32 or wider, 0 where p is u.
+      Penalties (*batch,) in float32 or wider; 0 if p = u.
 
     Raises:
-      ValueError: α outside [0, 1], where it is concrete.
+      ValueError: a concrete α outside [0, 1].
 
     Example:
       >>> from jax_ls import penalties
@@ -132,7 +131,7 @@ def jensen(
 
 
 def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
-    # J_α(u ‖ p) = J_{1−α}(p ‖ u), so that α ≤ ½ may be had: of (a, b) = (u, p), else (p, u), and c = min(α, 1 − α),
+    # J_α(u ‖ p) = J_{1−α}(p ‖ u). So let c = min(α, 1 − α), and (a, b) = (u, p) if α ≤ ½, else (p, u). Then
     # J = Σ_k b s / (1 − c) − (a + b c / (1 − c)) log(1 + c (eˢ − 1)) / c, s = log(b / a). Nothing cancels as c -> 0.
     alpha = alpha.astype(z.dtype)
     c = jnp.minimum(alpha, 1 - alpha)
@@ -144,7 +143,7 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
         log_p = at_least(d - log_total, low)
         p = jnp.exp(log_p)
         s = flip * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
-        # An exponent of 60 is as good as more, and its derivative too, but where c is 0: there s counts in full, and
+        # A larger exponent than 60 changes neither value nor derivative, except at c = 0: there s counts in full, and
         # a (log m) / c is b − a.
         e = at_most(s, high)
         beyond = jax.lax.stop_gradient(ends * jnp.maximum(s - high, zero))
@@ -164,10 +163,10 @@ def max_suppression(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """max_k z_k − mean_k z_k: label smoothing's term with the largest logit where that has the label's.
+    """Returns max_k z_k − mean_k z_k: the term of label smoothing, with the largest logit in place of the label's.
 
-    Smoothing adds ε (z_y − mean z), which pushes the label down even where another class wins. Of classes that tie for
-    the maximum the first has its gradient.
+    Smoothing adds ε (z_y − mean z), which pushes the label's logit down even if another class has the largest. If
+    classes tie for the maximum, the first of them gets the gradient.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -207,7 +206,9 @@ def margin(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """Logits further than m below the largest cost: mean_k max(0, max z − z_k − m). Margin-based label smoothing.
+    """Returns the penalty of margin-based label smoothing, mean_k max(0, max z − z_k − m).
+
+    Only logits further than m below the largest cost.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -238,14 +239,14 @@ def margin(
 
 def _margin(z: Logits, margin: Array) -> Array:
     depth = z.sum(lambda d, m, zero: jnp.maximum(-d - m, zero), margin, 0.0)
-    # How many classes are beneath is what the maximum counts for in the derivative. `rise` is 0.
+    # `rise` is 0. Its factor gives the maximum its derivative: the number of classes further than m below it.
     rise = z.top - z.shift
     beneath = z.sum(_is_positive, jax.lax.stop_gradient(margin), 0.0, 1.0, 2e30)
     return (depth + jax.lax.stop_gradient(beneath) * rise) / z.num_classes
 
 
 def _is_positive(d: Array, m: Array, zero: Array, one: Array, steep: Array) -> Array:
-    """[−d > m] by arithmetic: XLA on CPU writes the operand of a sum out where it holds a select."""
+    """Returns [−d > m] by arithmetic: with a select, XLA on CPU writes the operand of the sum out."""
     return jnp.minimum(steep * jnp.maximum(-d - m, zero), one)
 
 
@@ -260,10 +261,11 @@ def conditional(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """Adaptive and conditional smoothing: the largest logit pushed below m, the others to within m of it.
+    """Returns the penalty of adaptive and conditional label smoothing (ACLS).
 
-    λ₁ max(0, max z − m)² + λ₂ mean_{k ≠ argmax} max(0, max z − z_k − m)², the second maximum a constant to
-    differentiation. The first term is of z itself: a common offset of the logits moves it.
+    λ₁ max(0, max z − m)² + λ₂ mean_{k ≠ argmax} max(0, max z − z_k − m)². The maximum in the second term is a constant
+    for differentiation. The first term pushes the largest logit below m, so a common offset of the logits changes it.
+    The second pulls the others to within m of the largest.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -308,7 +310,9 @@ def squared_logits(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """½ ‖z‖², over the classes that exist. LogitNorm, which divides z by its norm, is `jax_ls.logit_norm_loss`.
+    """Returns ½ ‖z‖² over the classes that exist.
+
+    The LogitNorm loss (Wei et al. 2022), which divides z by its norm, is `jax_ls.logit_norm_loss`.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -347,7 +351,7 @@ def z_loss(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """lse(z)²: keeps the normaliser near 1. The `z_loss` of the losses, as a term of its own.
+    """Returns lse(z)², which keeps Σ exp(z) near 1. It is the `z_loss` of the losses as a separate term.
 
     Args:
       logits: z, real numbers with K classes on `axis`.

@@ -1,9 +1,13 @@
-"""The loss of each example -> one number, over devices and accumulation steps too."""
+"""The loss of each example -> one number, also over devices and micro-batches."""
+
+from __future__ import annotations
 
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, multiply
@@ -14,29 +18,26 @@ Reduction = Literal["none", "sum", "mean", "sum_by_nonzero_weights"]
 
 
 def mean(
-    losses: jax.typing.ArrayLike,
-    weights: jax.typing.ArrayLike | None = None,
+    losses: ArrayLike,
+    weights: ArrayLike | None = None,
     *,
-    denominator: jax.typing.ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """Weighted mean, Σ w · loss / Σ w; 0 where no weight is left.
+) -> Array:
+    """Returns the weighted mean Σ w · loss / Σ w; 0 if all weights are 0.
 
-    Weights divide as they multiply: an example of weight 0 counts nowhere, be it NaN (for its gradient to be 0 too,
-    tell the loss by `where`). To accumulate over k micro-batches, give each the `denominator` of the whole batch, Σ w
-    over all of them: the k results, and their gradients, then add up to those of the whole batch.
+    An example of weight 0 does not count, even if its loss is NaN. Give `where` to the loss too: only then is the
+    gradient of that example 0 as well. To accumulate over k micro-batches, give each call the `denominator` of the
+    whole batch, Σ w over all micro-batches. The k results and gradients then add up to those of the whole batch.
 
     Args:
       losses: any shape.
-      weights: broadcastable to the losses: a mask, or the weight of each example; 1 if None.
-      denominator: what to divide by instead of Σ w: () and positive.
-      batch_axis_name: mesh axes to sum over, inside `jax.shard_map`: the mean is then that of all devices.
+      weights: a mask or the weight of each example, broadcastable to the losses; 1 if None.
+      denominator: a positive number () to divide by in place of Σ w.
+      batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the mean is that of all.
 
     Returns:
       A number.
-
-    Raises:
-      AssertionError: weights that do not broadcast to the losses.
 
     Example:
       >>> mean(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([3, 1, 0])).tolist()
@@ -49,28 +50,27 @@ def mean(
 
 
 def reduce(
-    losses: jax.typing.ArrayLike,
-    weights: jax.typing.ArrayLike | None = None,
+    losses: ArrayLike,
+    weights: ArrayLike | None = None,
     *,
     reduction: Reduction,
-    denominator: jax.typing.ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """Losses as one number, or weighted one by one.
+) -> Array:
+    """Returns the losses as one number, or each loss times its weight.
 
-    "none": w · loss. "sum": Σ w · loss. "mean": Σ w · loss / Σ w. "sum_by_nonzero_weights": Σ w · loss over the
-    number of weights that are not 0, the default of `tf.losses`. A mean over nothing is 0.
+    "none": w · loss. "sum": Σ w · loss. "mean": Σ w · loss / Σ w. "sum_by_nonzero_weights": Σ w · loss divided by the
+    number of weights that are not 0, the default of `tf.losses`. If the divisor is 0, the result is 0.
 
     Args:
-      losses, weights, denominator, batch_axis_name: as in `mean`; a denominator goes with "mean" alone.
+      losses, weights, denominator, batch_axis_name: as in `mean`; only "mean" takes a denominator.
       reduction: one of the four words.
 
     Returns:
       A number; with "none", an array in the shape of the losses.
 
     Raises:
-      AssertionError: weights that do not broadcast to the losses.
-      ValueError: an unknown `reduction`, or a denominator where none divides.
+      ValueError: an unknown `reduction`, or a denominator with another reduction than "mean".
 
     Example:
       >>> reduce(jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 2.0, 0.0]), reduction="sum_by_nonzero_weights").tolist()
@@ -84,13 +84,13 @@ def reduce(
 
 
 def normalizer(
-    weights: jax.Array,
+    weights: Array,
     reduction: Reduction,
     *,
-    denominator: jax.typing.ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """What Σ w · loss is divided by: 1 where nothing is to be, or where the divisor would be 0."""
+) -> Array:
+    """Returns what Σ w · loss is divided by; 1 for a sum, and 1 in place of 0."""
     checks.check_option("reduction", reduction, ("none", "sum", "mean", "sum_by_nonzero_weights"))
     one = jnp.ones((), weights.dtype)
     if denominator is not None:
@@ -107,12 +107,12 @@ def normalizer(
 
 
 def sum_over_devices(x: Any, batch_axis_name: AxisName | None) -> Any:
-    """Sums each array of a tree over the mesh axes that the examples are split over; None: as it is."""
+    """Returns a tree with each array summed over the mesh axes; the tree itself if they are None."""
     if batch_axis_name is None:
         return x
     checks.check_mesh_axes("batch_axis_name", batch_axis_name)
     return jax.lax.psum(x, batch_axis_name)
 
 
-def _sum(x: jax.Array, batch_axis_name: AxisName | None) -> jax.Array:
+def _sum(x: Array, batch_axis_name: AxisName | None) -> Array:
     return sum_over_devices(jnp.sum(x), batch_axis_name)

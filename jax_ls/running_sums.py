@@ -1,8 +1,8 @@
 """Sums over long batches, and over any number of batches, that keep their digits in float32.
 
-Two things lose digits in silence: a long sum whose terms are added one after the other, and a running sum that has
-grown so large that what a batch adds to it is rounded away. `sum_of` and `sums_by_row` add in blocks. `accumulate`
-keeps what rounding took beside the sum, and counts in the same way: an int32 would overflow at 2³¹.
+Two sums lose digits in silence: a long sum whose terms are added one after the other, and a running sum so large that
+the sum of a batch is rounded away. `sum_of` and `sums_by_row` add in blocks. `accumulate` keeps the rounding error
+beside the sum. Counts use it too, because an int32 overflows at 2³¹.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from jax_ls import fences
 
 __all__ = ["accumulate", "added", "as_running", "sum_of", "sums_by_row"]
 
@@ -24,33 +27,32 @@ BLOCK = 256
 def accumulate(total: Array, lost: Array, more: Array, more_lost: Array | float = 0.0) -> tuple[Array, Array]:
     """Returns the sum of two numbers of twice the precision, (total + lost) + (more + more_lost), as such a number.
 
-    The first part is the sum, correctly rounded; the second is what rounding took from it. Integers are exact up to
-    2⁴⁸ in float32.
+    The first part is the rounded sum, and the second its rounding error. Integers are exact up to 2⁴⁸ in float32.
     """
     more = more.astype(total.dtype)
-    first = total + more
-    back = first - total
-    # Knuth's error of a sum, whichever of the two is larger.
-    error = (total - (first - back)) + (more - back) + (lost + more_lost)
-    added = first + error
-    left = error - (added - first)
-    # Of infinities nothing is lost; NaN stays in the sum.
-    finite = jnp.isfinite(added)
-    return jnp.where(finite, added, first), jnp.where(finite, left, 0)
+    rounded = total + more
+    added_part = rounded - total
+    # Knuth's formula for the rounding error of a sum, whichever operand is larger.
+    error = (total - (rounded - added_part)) + (more - added_part) + (lost + more_lost)
+    corrected = rounded + error
+    rest = error - (corrected - rounded)
+    # An infinite sum has no rounding error. NaN stays in the sum.
+    finite = jnp.isfinite(corrected)
+    return jnp.where(finite, corrected, rounded), jnp.where(finite, rest, 0)
 
 
-def as_running(x: Array, dtype: jax.typing.DTypeLike) -> tuple[Array, Array]:
-    """Returns `x`, integers say, in `dtype`, and what rounding took from it."""
+def as_running(x: Array, dtype: DTypeLike) -> tuple[Array, Array]:
+    """Returns `x`, for example integers, in `dtype`, and its rounding error."""
     total = x.astype(dtype)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         return total, jnp.zeros_like(total)
-    # The largest integers round to one that is not there.
+    # The largest integers round to a number that the integer dtype does not have.
     inside = total < -float(jnp.iinfo(x.dtype).min)
     return total, jnp.where(inside, x - jnp.where(inside, total, 0).astype(x.dtype), 0).astype(dtype)
 
 
 def added(a: Any, b: Any, sums: Mapping[str, str]) -> dict[str, Array]:
-    """Returns the fields of a + b. `sums` names the sums, and for each the field that holds what rounding took."""
+    """Returns the fields of a + b. `sums` names the sums, and for each the field that holds its rounding error."""
     fields = {}
     for name, lost in sums.items():
         parts = (getattr(x, field) for x in (a, b) for field in (name, lost))
@@ -61,8 +63,8 @@ def added(a: Any, b: Any, sums: Mapping[str, str]) -> dict[str, Array]:
 def sum_of(x: Array) -> Array:
     """Returns Σ x over the first axis, (n, ...) -> (...), in blocks of blocks."""
     while x.shape[0] > BLOCK:
-        x = _kept_apart(jnp.sum(_in_blocks(x, BLOCK, 0), axis=1, dtype=x.dtype))
-    return _kept_apart(jnp.sum(x, axis=0, dtype=x.dtype))
+        x = fences.kept_apart(jnp.sum(_in_blocks(x, BLOCK, 0), axis=1, dtype=x.dtype))
+    return fences.kept_apart(jnp.sum(x, axis=0, dtype=x.dtype))
 
 
 def sums_by_row(values: Array, rows: Array, num_rows: int) -> Array:
@@ -92,7 +94,7 @@ def sums_by_row(values: Array, rows: Array, num_rows: int) -> Array:
 
 
 def _sums_by_row(values: Array, rows: Array, num_rows: int) -> Array:
-    """The same on one device, and on meshes that the compiler looks after."""
+    """Returns `sums_by_row` on one device, or on an `Auto` mesh."""
     values, rows = values.reshape(rows.size, *values.shape[rows.ndim :]), rows.reshape(-1)
     # A negative row would count from the end.
     rows = jnp.where((rows >= 0) & (rows < num_rows), rows, num_rows)
@@ -101,18 +103,13 @@ def _sums_by_row(values: Array, rows: Array, num_rows: int) -> Array:
         return jnp.zeros((num_rows, *values.shape[1:]), values.dtype).at[rows].add(values, mode="drop")
 
     size = max(BLOCK, num_rows)
-    # Block by block, and not by a number of the block beside the row: XLA then adds up what blocks have before it sends
-    # anything from device to device.
+    # `vmap` over blocks, not a scatter with the block's number as an index: XLA then adds up the blocks of a device
+    # before devices exchange anything.
     sums = jax.vmap(of_block)(_in_blocks(values, size, 0), _in_blocks(rows, size, num_rows))
     return sum_of(sums)
 
 
 def _in_blocks(x: Array, size: int, fill: int) -> Array:
-    """(n, ...) as (⌈n / size⌉, size, ...)."""
+    """Returns (n, ...) as (⌈n / size⌉, size, ...), padded with `fill`."""
     padding = [(0, -len(x) % size), *[(0, 0)] * (x.ndim - 1)]
     return jnp.pad(x, padding, constant_values=fill).reshape(-1, size, *x.shape[1:])
-
-
-def _kept_apart(sums: Array) -> Array:
-    """Returns `sums`, which XLA then does not merge with a sum that follows: the digits would be lost again."""
-    return jax.lax.optimization_barrier(sums)

@@ -1,14 +1,16 @@
-"""ε by step: optax schedules that smoothing has names for, made of optax's own.
+"""Schedules of ε that the literature on smoothing has names for. Each is an optax schedule.
 
-Any `optax.Schedule` is a schedule of ε: optax.linear_schedule, optax.cosine_decay_schedule and the like need no
-wrapper. Steps may be traced, and so may ε.
+Any `optax.Schedule` can give ε: optax.linear_schedule or optax.cosine_decay_schedule need no wrapper. Steps may be
+traced, and so may ε.
 """
+
+from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 
@@ -16,21 +18,21 @@ __all__ = ["plain_then_negative", "to_zero", "two_stage", "warmup"]
 
 
 def to_zero(
-    smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0, shape: Literal["linear", "cosine"] = "linear"
+    smoothing: ArrayLike, steps: int, *, begin: int = 0, shape: Literal["linear", "cosine"] = "linear"
 ) -> optax.Schedule:
-    """ε until step `begin`, then down to 0 over `steps` steps, and 0 from there on.
+    """Returns a schedule that is ε until step `begin`, falls to 0 over `steps` steps, and stays 0.
 
     Args:
       smoothing: ε at the start, a number.
-      steps: how long the descent takes.
-      begin: when it starts.
+      steps: how many steps the fall takes.
+      begin: the step at which it starts.
       shape: "linear", or "cosine", ε (1 + cos πt) / 2.
 
     Returns:
-      step -> ε.
+      A function step -> ε.
 
     Raises:
-      TypeError, ValueError: steps that are no positive integer, a negative `begin`, an unknown shape.
+      ValueError: a negative `begin`, or an unknown `shape`.
 
     Example:
       >>> from jax_ls import schedules
@@ -39,7 +41,7 @@ def to_zero(
       ['0.100', '0.050', '0.000', '0.000']
 
     References:
-      Xu et al., Towards Understanding Label Smoothing, 2020, for why late smoothing costs.
+      Xu et al., Towards Understanding Label Smoothing, 2020, on why smoothing late in training costs accuracy.
     """
     checks.check_option("shape", shape, ("linear", "cosine"))
     epsilon, steps = _number(smoothing), checks.check_size("steps", steps)
@@ -48,23 +50,25 @@ def to_zero(
     else:
         descent = _in_floats(optax.cosine_decay_schedule(epsilon, steps))
     held = _then(optax.constant_schedule(epsilon), _step("begin", begin), descent)
-    # XLA's division by a constant leaves 1e-8 of ε where 0 is promised.
+    # XLA divides by a constant inexactly: the last step of the fall would be 1e-8 ε and not 0.
     return _then(held, begin + steps, optax.constant_schedule(0.0))
 
 
-def warmup(smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0) -> optax.Schedule:
-    """0 until step `begin`, then up to ε over `steps` steps, and ε from there on: weak early, strong near convergence.
+def warmup(smoothing: ArrayLike, steps: int, *, begin: int = 0) -> optax.Schedule:
+    """Returns a schedule that is 0 until step `begin`, rises to ε over `steps` steps, and stays ε.
+
+    Smoothing is then weak early and strong near convergence.
 
     Args:
       smoothing: ε at the end, a number of any sign.
-      steps: how long the rise takes.
-      begin: when it starts.
+      steps: how many steps the rise takes.
+      begin: the step at which it starts.
 
     Returns:
-      step -> ε.
+      A function step -> ε.
 
     Raises:
-      TypeError, ValueError: steps that are no positive integer, a negative `begin`.
+      ValueError: a negative `begin`.
 
     Example:
       >>> from jax_ls import schedules
@@ -79,18 +83,20 @@ def warmup(smoothing: jax.typing.ArrayLike, steps: int, *, begin: int = 0) -> op
     return _then(optax.constant_schedule(0.0), _step("begin", begin), rise)
 
 
-def two_stage(smoothing: jax.typing.ArrayLike, drop_at: int) -> optax.Schedule:
-    """ε before step `drop_at`, 0 from it on: smoothed gradients vary less early, hard labels fit better late.
+def two_stage(smoothing: ArrayLike, drop_at: int) -> optax.Schedule:
+    """Returns a schedule that is ε before step `drop_at` and 0 from it on.
+
+    Smoothed gradients vary less, which helps early. Hard labels fit better, which helps late.
 
     Args:
       smoothing: ε, a number.
       drop_at: the first step on hard labels.
 
     Returns:
-      step -> ε.
+      A function step -> ε.
 
     Raises:
-      TypeError, ValueError: `drop_at` that is no integer ≥ 0, ε that is no number.
+      ValueError: a negative `drop_at`.
 
     Example:
       >>> from jax_ls import schedules
@@ -104,8 +110,10 @@ def two_stage(smoothing: jax.typing.ArrayLike, drop_at: int) -> optax.Schedule:
     return _then(optax.constant_schedule(_number(smoothing)), _step("drop_at", drop_at), optax.constant_schedule(0.0))
 
 
-def plain_then_negative(smoothing: jax.typing.ArrayLike, switch_at: int) -> optax.Schedule:
-    """0 before step `switch_at`, ε < 0 from it on: fit the labels first, then turn against the noise in them.
+def plain_then_negative(smoothing: ArrayLike, switch_at: int) -> optax.Schedule:
+    """Returns a schedule that is 0 before step `switch_at` and ε < 0 from it on.
+
+    The model fits the labels first. Negative smoothing then unlearns what is wrong in them.
 
     With ε < 0 the loss is unbounded below: start from a trained model, and stop early or decay the learning rate.
 
@@ -114,10 +122,10 @@ def plain_then_negative(smoothing: jax.typing.ArrayLike, switch_at: int) -> opta
       switch_at: the first step of negative smoothing.
 
     Returns:
-      step -> ε.
+      A function step -> ε.
 
     Raises:
-      TypeError, ValueError: `switch_at` that is no integer ≥ 0, ε ≥ 0.
+      ValueError: a negative `switch_at`, or a concrete ε ≥ 0.
 
     Example:
       >>> from jax_ls import schedules
@@ -129,19 +137,20 @@ def plain_then_negative(smoothing: jax.typing.ArrayLike, switch_at: int) -> opta
       Wei et al., To Smooth or Not? When Label Smoothing Meets Noisy Labels, 2022.
     """
     epsilon = checks.as_parameter("smoothing", smoothing, lambda x: x < 0, "a negative number")
+    checks.as_scalar("smoothing", epsilon)
     return _then(optax.constant_schedule(0.0), _step("switch_at", switch_at), optax.constant_schedule(epsilon))
 
 
-def _then(first: optax.Schedule, step: int, second: optax.Schedule) -> optax.Schedule:
-    return optax.join_schedules([first, second], [step]) if step else second
+def _then(before: optax.Schedule, step: int, after: optax.Schedule) -> optax.Schedule:
+    return optax.join_schedules([before, after], [step]) if step else after
 
 
 def _in_floats(schedule: optax.Schedule) -> optax.Schedule:
-    """The same schedule; optax's cosine mixes integers and floats, which strict promotion refuses."""
+    """Returns the schedule on float steps: optax's cosine mixes integers and floats, which strict promotion forbids."""
     return lambda step: schedule(jnp.asarray(step, float))
 
 
-def _number(smoothing: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+def _number(smoothing: ArrayLike) -> ArrayLike:
     checks.assert_rank("smoothing", checks.as_weight("smoothing", smoothing), 0, "a number")
     return smoothing
 

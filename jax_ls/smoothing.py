@@ -29,10 +29,10 @@ def smooth(
     spread: Spread = "all",
     class_where: ArrayLike | None = None,
 ) -> Target:
-    """Smoothed targets, as a structure of the size of the labels.
+    """Returns the smoothed target, a structure of the labels' size.
 
-    q = (1 − ε) δ_y + ε u with spread="all"; the label keeps exactly 1 − ε with spread="others", which is "all" at
-    ε / (1 − u_y), so that a uniform u gives ε/(K−1) to each of the others.
+    With spread="all", q = (1 − ε) δ_y + ε u. With spread="others" the label keeps exactly 1 − ε, which is "all" at
+    ε / (1 − u_y): a uniform u gives ε/(K−1) to each of the other classes.
 
     Args:
       labels: integers (*batch,), probabilities (*batch, K), or any `Target`.
@@ -45,9 +45,7 @@ def smooth(
       A `Target`.
 
     Raises:
-      AssertionError: wrong dtypes, ranks or shapes.
-      TypeError: `smoothing` is no real number.
-      ValueError: an unknown `spread`.
+      ValueError: an unknown `spread`, a concrete ε above 1, or a bare (K, K) prior for a batch of K examples.
 
     Example:
       >>> smooth(jnp.array([1]), 0.5).probs(4).tolist()
@@ -62,7 +60,7 @@ def smooth(
     checks.check_values("smoothing", smoothing, lambda x: x <= 1, "numbers <= 1, for the label to keep its mass")
     batch = _batch(hard)
     if epsilon.ndim and batch is not None:
-        checks.assert_shape("smoothing", epsilon, [(), batch], f"() or {batch}, the shape of the batch")
+        checks.assert_shape("smoothing", epsilon, [(), batch], "{shapes}, the shape of the batch")
     soft = _prior(prior, class_where, batch)
     if spread == "others":
         return _Others(hard, epsilon, soft)
@@ -79,22 +77,22 @@ def smooth_labels(
     class_where: ArrayLike | None = None,
     axis: int = -1,
 ) -> Array:
-    """Smoothed labels written out, for a loss that takes arrays. The losses of jax_ls do without: see `smooth`.
+    """Returns smoothed labels as an array, for a loss that takes arrays. The losses of jax_ls do not need it.
 
     Args:
       labels: integers (*batch,), or probabilities with their classes on `axis`.
       smoothing: ε, () or (*batch,).
       num_classes: K; needed for integer labels, and for one example's probabilities (K,).
       prior, spread, class_where: as in `smooth`, with classes last.
-      axis: where the classes are in the result, and in dense labels.
+      axis: the class axis of the result, and of dense labels.
 
     Returns:
       q with K classes on `axis`; the dtype of dense labels, else the default float.
       A label outside [0, K), or of a class that `class_where` leaves out, makes its own row NaN.
 
     Raises:
-      AssertionError: wrong dtypes, ranks, shapes or K.
-      TypeError, ValueError: `num_classes` missing or < 1, `axis` or `spread` unknown.
+      TypeError: integer labels without `num_classes`.
+      ValueError: as in `smooth`.
 
     Example:
       >>> smooth_labels(jnp.array([1]), 0.5, num_classes=4).tolist()
@@ -133,20 +131,16 @@ def smooth_labels(
 
 
 def smooth_binary_labels(labels: ArrayLike, smoothing: ArrayLike, *, prior: ArrayLike = 0.5) -> Array:
-    """Smoothed binary or multi-label targets, element by element: (1 − ε) y + ε · prior.
+    """Returns smoothed binary or multi-label targets, element by element: (1 − ε) y + ε · prior.
 
     Args:
       labels: y, any shape; 0 and 1, or probabilities; integers, booleans or real numbers.
       smoothing: ε, broadcastable to the labels.
-      prior: what a label is drawn to, broadcastable to the labels: 0.5 (Keras), 1/K (timm's BCE), 0 (GAN
-        one-sided: real labels become 1 − ε and fake ones stay 0), or the base rate of each label.
+      prior: the number that a label moves towards, broadcastable to the labels: 0.5 (Keras), 1/K (timm's BCE), 0
+        (one-sided for GANs: real labels become 1 − ε, fake ones stay 0), or the base rate of each label.
 
     Returns:
       An array of the labels' shape; their dtype if real, else float32.
-
-    Raises:
-      AssertionError: shapes that do not broadcast to the labels.
-      TypeError: arguments that are no real numbers.
 
     Example:
       >>> smooth_binary_labels(jnp.array([1, 0]), 0.5).tolist()
@@ -187,9 +181,9 @@ class _Others(Target):
         if values is None:
             label = axis.take(parts.exists, self.hard.labels[..., None])[..., 0]
             rest = axis.psum(jnp.sum(parts.exists, axis=-1)) - label
-            off = parts.by_prior * self._without_label(parts.u, axis) + parts.equally * rest
+            off = parts.by_prior * _without_label(self.hard.labels, parts.u, axis) + parts.equally * rest
         else:
-            # Masks and class weights are in them: multiplied later, XLA on CPU would write the product out.
+            # The shares contain masks and class weights. Multiplied later, XLA on CPU would write the product out.
             off = replace(axis, where=None, weights=None).dot(parts.others(axis, self.hard.labels), values)
         hard = (1 - parts.epsilon) * self.hard
         return hard.contract(values, axis).astype(off.dtype) + parts.epsilon.astype(off.dtype) * off
@@ -206,17 +200,17 @@ class _Others(Target):
         return (1 - epsilon) * self.hard.probs_on(axis).astype(epsilon.dtype) + epsilon * parts.others(axis, labels)
 
     def _with_uniform(self, prior: Uniform, axis: ClassAxis) -> Target:
-        """The mixture with the uniform distribution: there 1 − u_y = 1 − 1/K, which does not cancel."""
+        """Returns the mixture with the uniform distribution. Its 1 − u_y is 1 − 1/K, which does not cancel."""
         count = (axis if prior.class_where is None else axis.restricted(prior.class_where)).count()
         alone = count <= 1
         raised = jnp.where(alone, 0, self.epsilon / jnp.where(alone, 1, 1 - 1 / count).astype(self.epsilon.dtype))
         return (1 - raised) * self.hard + (raised * self.hard.contract(None, replace(axis, weights=None))) * prior
 
     def _of_labels(self, labels: Array, axis: ClassAxis) -> _Shares:
-        """How ε is shared by the classes other than the label, times the class weights."""
+        """Returns how the classes other than the label share ε, times the class weights."""
         bare = replace(axis, weights=None)
         u = self.prior.probs_on(bare)
-        rest = self._without_label(u, bare)
+        rest = _without_label(labels, u, bare)
         count = axis.count().astype(u.dtype)
         sure = rest == 0
         exists = axis.exists(u.dtype)
@@ -231,15 +225,11 @@ class _Others(Target):
             exists,
         )
 
-    def _without_label(self, x: Array, axis: ClassAxis) -> Array:
-        """Σ_{k≠y} x_k, (*batch,), of (K,) or (*batch, K)."""
-        labels = self.hard.labels
-        if x.ndim == 1:
-            return _sum_without(axis.take(x, labels[..., None]), x, axis)[..., 0]
-        return axis.psum(jnp.sum(x * axis.away(labels, x.dtype), axis=-1))
-
     def _of_dense(self, axis: ClassAxis) -> Array:
-        """Each label j in turn, with weight h_j: u_k / Σ_{i≠j} u_i for k ≠ j, or 1 / (K − 1) where that sum is 0."""
+        """Returns the target for dense labels h, the sum over labels j with weight h_j.
+
+        Label j gives u_k / Σ_{i≠j} u_i to class k ≠ j, or 1 / (K − 1) if that sum is 0.
+        """
         hard, u = checks.same_dtype(self.hard.probs_on(axis), self.prior.probs_on(axis))
         ndim = max(hard.ndim, u.ndim, self.epsilon.ndim + 1)
         hard, u, exists = align(hard, ndim), align(u, ndim), align(axis.exists(u.dtype), ndim)
@@ -255,7 +245,7 @@ class _Others(Target):
 
 
 class _Shares(NamedTuple):
-    """ε, and what the classes other than the label get of it: by_prior · u_k + equally · [k exists]."""
+    """ε, and the share of it that a class k other than the label gets: by_prior · u_k + equally · [k exists]."""
 
     epsilon: Array
     by_prior: Array
@@ -264,11 +254,18 @@ class _Shares(NamedTuple):
     exists: Array
 
     def others(self, axis: ClassAxis, labels: Array) -> Array:
-        """The shares, (*batch, K): 0 on the label."""
+        """Returns the shares, (*batch, K); 0 on the label."""
         ndim = labels.ndim + 1
         by_prior, equally = self.by_prior[..., None], self.equally[..., None]
         shares = align(self.u, ndim) * by_prior + align(self.exists, ndim) * equally
         return shares * axis.away(labels, self.u.dtype)
+
+
+def _without_label(labels: Array, x: Array, axis: ClassAxis) -> Array:
+    """Returns Σ_{k≠y} x_k, (*batch,), for x (K,) or (*batch, K)."""
+    if x.ndim == 1:
+        return _sum_without(axis.take(x, labels[..., None]), x, axis)[..., 0]
+    return axis.psum(jnp.sum(x * axis.away(labels, x.dtype), axis=-1))
 
 
 def _sum_without(entry: Array, x: Array, axis: ClassAxis) -> Array:
@@ -303,13 +300,13 @@ def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int,
 
 
 def _check_rows(name: str, x: Array, batch: tuple[int, ...] | None) -> None:
-    """`x` is (K,) or (*batch, K)."""
+    """Raises unless `x` is (K,) or (*batch, K)."""
     if batch is not None and x.ndim > 1:
-        checks.assert_shape(name, x, [(*batch, x.shape[-1])], f"(K,) or {(*batch, 'K')}, for labels {batch}")
+        checks.assert_shape(name, x, [(*batch, x.shape[-1])], "(K,) or {shapes}, one row an example")
 
 
 def _batch(hard: Target) -> tuple[int, ...] | None:
-    """The batch axes of labels, where they are known."""
+    """Returns the batch axes of the labels; None if they are not known."""
     if isinstance(hard, OneHot):
         return hard.labels.shape
     return hard.probabilities.shape[:-1] if isinstance(hard, Dense) else None

@@ -1,4 +1,4 @@
-"""q: the kinds of target distribution. Sums and weights of them are targets too; see `jax_ls.algebra`."""
+"""q: the kinds of target distributions. Weighted sums of them are targets too, see `jax_ls.algebra`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ __all__ = ["Dense", "OneHot", "Rows", "Sparse", "Target", "Uniform", "as_target"
 @pytree(labels=0)
 @dataclass(frozen=True, eq=False)
 class OneHot(Target):
-    """All mass on the label: q = δ_y. A label outside [0, K) makes NaN, in the loss and in its gradient.
+    """The target with all mass on the label: q = δ_y.
+
+    A label outside [0, K) gives NaN, in the loss and in its gradient.
 
     Args:
       labels: integers (*batch,).
-
-    Raises:
-      AssertionError: labels are not integers.
 
     Example:
       >>> OneHot(jnp.array([1, 0])).probs(3).tolist()
@@ -50,13 +49,10 @@ class OneHot(Target):
 @pytree(class_where=1)
 @dataclass(frozen=True, eq=False)
 class Uniform(Target):
-    """The same mass on every class: u = 1/K, or uniform over the classes that `class_where` keeps.
+    """The target with the same mass on every class: u = 1/K, or uniform over the classes that `class_where` keeps.
 
     Args:
-      class_where: boolean (K,) or (*batch, K), the classes that share the mass; None for all that the loss knows.
-
-    Raises:
-      AssertionError: `class_where` is not boolean or has no class axis.
+      class_where: boolean (K,) or (*batch, K), the classes that share the mass; None for all classes of the loss.
 
     Example:
       >>> Uniform(jnp.array([True, True, False, False])).probs(4).tolist()
@@ -85,13 +81,10 @@ class Uniform(Target):
 @pytree(probabilities=1)
 @dataclass(frozen=True, eq=False)
 class Dense(Target):
-    """A distribution that is written out; one (K,) is shared by all examples.
+    """A target that is written out. All examples share one of shape (K,).
 
     Args:
-      probabilities: real numbers (K,) or (*batch, K). They need not sum to 1: a loss counts their mass.
-
-    Raises:
-      AssertionError: `probabilities` are not real numbers or have no class axis.
+      probabilities: real numbers (K,) or (*batch, K). They need not sum to 1; losses take their mass into account.
 
     Example:
       >>> Dense(jnp.array([0.25, 0.75])).dot(jnp.array([[4.0, 0.0], [0.0, 4.0]])).tolist()
@@ -118,14 +111,13 @@ class Dense(Target):
 @pytree(table=2, labels=0)
 @dataclass(frozen=True, eq=False)
 class Rows(Target):
-    """Row y of a table: q depends on the label. Class similarity, hierarchies, ordinal classes, online smoothing.
+    """The target in row y of a table, for a q that depends only on the label.
+
+    Class similarity, hierarchies, ordinal classes and online smoothing give such tables.
 
     Args:
       table: real numbers (K, K); row y is the target of label y.
       labels: integers (*batch,).
-
-    Raises:
-      AssertionError: `table` is not a matrix of real numbers, or labels are not integers.
 
     Example:
       >>> Rows(jnp.array([[0.75, 0.25], [0.5, 0.5]]), jnp.array([1, 0])).probs(2).tolist()
@@ -155,17 +147,15 @@ class Rows(Target):
 @pytree("num_classes", indices=1, weights=1)
 @dataclass(frozen=True, eq=False)
 class Sparse(Target):
-    """A few classes for each example: q = Σ_s w_s δ_{i_s}. Mixup, two-hot values, neighbouring labels.
+    """A target on a few classes for each example: q = Σ_s w_s δ_{i_s}.
 
-    An index outside [0, K) makes NaN, unless its weight is 0.
+    Mixup, two-hot values and neighbouring labels give such targets. An index outside [0, K) with a weight other than 0
+    gives NaN.
 
     Args:
       indices: integers (*batch, S).
       weights: real numbers (*batch, S).
-      num_classes: K if it is known here, static: then a loss over another number of classes raises.
-
-    Raises:
-      AssertionError: dtypes, or shapes that differ.
+      num_classes: K, static, if it is known; a loss over another number of classes then raises.
 
     Example:
       >>> Sparse(jnp.array([[0, 2]]), jnp.array([[0.75, 0.25]])).probs(3).tolist()
@@ -179,7 +169,7 @@ class Sparse(Target):
     def __post_init__(self) -> None:
         indices = checks.as_labels("indices", self.indices)
         weights = checks.as_class_values("weights", self.weights)
-        checks.assert_shape("weights", weights, [indices.shape], f"the shape of indices, {indices.shape}")
+        checks.assert_shape("weights", weights, [indices.shape], "{shapes}, the shape of indices")
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "weights", weights)
 
@@ -190,7 +180,7 @@ class Sparse(Target):
         terms = multiply(self.weights.astype(picked.dtype), picked)
         if not 0 < terms.shape[-1] <= 32:
             return jnp.sum(terms, axis=-1)
-        # One by one: over a short last axis XLA on CPU takes up to thirty times as long for a sum.
+        # Added one by one: XLA on CPU takes up to thirty times as long for a sum over a short last axis.
         return functools.reduce(jnp.add, (terms[..., s] for s in range(terms.shape[-1])))
 
     def probs_on(self, axis: ClassAxis) -> Array:
@@ -205,7 +195,7 @@ class Sparse(Target):
 
 
 def as_target(x: Target | ArrayLike) -> Target:
-    """Targets as they are, integers as `OneHot`, real numbers as `Dense`."""
+    """Returns a target as it is, integers as `OneHot`, and real numbers as `Dense`."""
     if isinstance(x, Target):
         return x
     array = jnp.asarray(x)

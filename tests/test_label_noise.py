@@ -86,3 +86,36 @@ BAD = {
 def test_bad_input(message):
     with pytest.raises((AssertionError, ValueError, TypeError), match=message.replace("|", r"\|")):
         BAD[message]()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+def test_labels_that_cannot_hold_all_classes_are_refused(dtype):
+    """300 classes in int8 wrap to negative numbers."""
+    size = {"int8": 300, "uint8": 300, "int16": 40_000}[dtype]
+    labels = jnp.zeros(100, dtype)
+    for call in (
+        lambda: noise.flip_labels(jax.random.key(0), labels, 0.5, num_classes=size),
+        lambda: noise.disturb_labels(jax.random.key(0), labels, 0.5, num_classes=size),
+    ):
+        with pytest.raises(ValueError, match=rf"labels: expected integers that hold {size} classes, got {dtype}: "):
+            call()
+    most = int(np.iinfo(dtype).max) + 1
+    found = noise.flip_labels(jax.random.key(0), labels, 0.9, num_classes=most)
+    assert found.dtype == dtype
+    assert found.min() >= 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [3, 10, 100])
+def test_a_matrix_in_half_precision_is_taken(dtype, size):
+    matrix = jnp.full((size, size), 1 / size, dtype)
+    labels = noise.flip_labels(jax.random.key(0), jnp.zeros(5000, int), matrix=matrix, num_classes=size)
+    assert abs(float((labels == 0).mean()) - 1 / size) < 0.03
+    with pytest.raises(ValueError, match="matrix: expected rows that are distributions"):
+        noise.flip_labels(jax.random.key(0), labels, matrix=1.1 * matrix, num_classes=size)
+
+
+@pytest.mark.parametrize("clean", [2.0, jnp.nan, jnp.zeros(2), "none"])
+def test_what_is_best_on_clean_labels_is_named(clean):
+    with pytest.raises((AssertionError, TypeError, ValueError), match="clean: expected"):
+        noise.optimal_smoothing(jnp.array([0.1, 0.2, 0.3]), 10, clean=clean)

@@ -13,8 +13,8 @@ from cases import Case
 from jax_ls import Rows, Sparse, linear_cross_entropy
 
 D, SOFTCAP = 4, 3.0
-# (words, batch, K, dtype, size of a chunk or block, reduction). 11 tokens and 13 classes, which no size divides, leave a
-# ragged chunk or block; 13 tokens are as many as classes.
+# (words, batch, K, dtype, size of a chunk or block, reduction). 11 tokens and 13 classes, which no size divides, leave
+# a ragged chunk or block; 13 tokens are as many as classes.
 LAYERS = [
     *[("bias weights prior", (11,), 13, "float32", size, "mean") for size in (None, 1, 3, 10, 11, 100)],
     *[("bias weights prior each", (11,), 13, "float32", 3, reduction) for reduction in ("sum", "none")],

@@ -36,6 +36,18 @@ def test_temporaries_are_a_small_part_of_those_of_written_out_logits(tokens, fea
     assert ours <= temporaries(one_hot_route, tokens, features, classes) / share
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("classes", [32000, 32003])
+def test_class_blocks_hold_no_second_kernel(classes, transposed):
+    """Not in float32, not transposed, not padded where no block divides the classes."""
+
+    def blocks(hidden, kernel, labels):
+        return chunked(hidden, kernel, labels, plan="classes", transposed=transposed)
+
+    ours = temporaries(blocks, 1024, 512, classes, transposed=transposed)
+    assert ours <= 512 * classes * jnp.dtype("float32").itemsize / 4
+
+
 @pytest.mark.parametrize("tokens", [1024, 4096])
 def test_more_tokens_add_no_more_than_their_hidden_states(tokens):
     features, classes = 512, 32000

@@ -1,4 +1,4 @@
-"""An output layer whose kernel is split over the tokens' devices (FSDP), over the classes' (tensor parallel), or both."""
+"""An output layer whose kernel is split over the tokens' devices (FSDP), the classes' (tensor parallel), or both."""
 
 import functools
 import re
@@ -253,9 +253,8 @@ def test_a_layout_that_no_plan_serves_is_refused_with_its_remedy(name):
     hidden_spec, kernel_spec, word = SPECS[name]
     arrays = draw()
     hidden, kernel, labels = np.zeros((N, 8), np.float32), np.zeros((8, K), np.float32), arrays["labels"]
-    with jax.set_mesh(mesh_of(AxisType.Auto)):
-        with pytest.raises(ValueError, match=word):
-            linear_cross_entropy(hidden, kernel, labels, hidden_spec=hidden_spec, kernel_spec=kernel_spec)
+    with jax.set_mesh(mesh_of(AxisType.Auto)), pytest.raises(ValueError, match=word):
+        linear_cross_entropy(hidden, kernel, labels, hidden_spec=hidden_spec, kernel_spec=kernel_spec)
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         laid = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in ((hidden, hidden_spec), (kernel, kernel_spec))]
@@ -266,16 +265,16 @@ def test_a_layout_that_no_plan_serves_is_refused_with_its_remedy(name):
 def test_other_refusals_on_a_mesh():
     hidden, kernel, labels = (draw()[name] for name in ("hidden", "kernel", "labels"))
     with jax.set_mesh(mesh_of(AxisType.Auto)):
-        with pytest.raises(ValueError, match="kernel_spec: .*no such axis"):
+        with pytest.raises(ValueError, match=r"kernel_spec: .*no such axis"):
             linear_cross_entropy(hidden, kernel, labels, kernel_spec=P("no such axis"))
         with pytest.raises(ValueError, match="class_where"):
             linear_cross_entropy(hidden, kernel[:, :23], labels % 23, kernel_spec=P(None, "model"))
-        with pytest.raises(ValueError, match="hidden: .*divides"):
+        with pytest.raises(ValueError, match=r"hidden: .*divides"):
             linear_cross_entropy(hidden[:3], kernel, labels[:3], hidden_spec=P("data"), kernel_spec=P(None, None))
         with pytest.raises(ValueError, match="class_axis_name"):
             linear_cross_entropy(hidden, kernel, labels, kernel_spec=P(None, "model"), class_axis_name="model")
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         laid = jax.device_put(kernel, NamedSharding(mesh, P(None, "model")))
-        with pytest.raises(ValueError, match="kernel: .*reshard"):
+        with pytest.raises(ValueError, match=r"kernel: .*reshard"):
             chunked_loss(smoothed_cross_entropy)(hidden, laid, labels)

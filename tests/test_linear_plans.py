@@ -1,4 +1,4 @@
-"""The two plans of an output layer: what both serve alike, which one is chosen, narrow dtypes, compilations, bad input."""
+"""The two plans of an output layer: what both serve, which one is chosen, narrow dtypes, compilations, bad input."""
 
 import functools
 from dataclasses import dataclass

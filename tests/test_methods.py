@@ -410,6 +410,12 @@ def test_asymmetric_loss_without_asymmetry_is_binary_cross_entropy():
     expected = jax.value_and_grad(lambda z: sigmoid_cross_entropy(z, y, 0.1, where=where).sum())(z)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), ours, expected)
     assert jax_ls.asymmetric_loss(z, y, where=where)[4] == 0
+    pair, weights = jnp.stack([z[:4], z[:4]], axis=-1), jnp.array([2.0, 0.5])
+    ours = jax_ls.asymmetric_loss(
+        pair, jnp.stack([y[:4], -jnp.ones(4, int)], axis=-1), ignore_index=-1, class_weights=weights
+    )
+    np.testing.assert_allclose(ours[:, 0], 2 * jax_ls.asymmetric_loss(z[:4], y[:4]), rtol=1e-6)
+    assert not ours[:, 1].any()
 
 
 def test_pos_weight_multiplies_the_positive_term():

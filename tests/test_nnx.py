@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 
-from jax_ls import mean, online, smoothed_cross_entropy
+from jax_ls import calibration, mean, online, smoothed_cross_entropy
 from jax_ls.adaptive import CalibrationController
 from jax_ls.nnx import OnlineSmoothing, SmoothingController, SmoothingState
 
@@ -156,3 +156,27 @@ def test_bad_input():
 def test_the_package_does_without_flax():
     alone = "import sys, jax_ls; from jax_ls import adaptive, online; assert not {'flax', 'orbax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", alone], check=True)
+
+
+STATES = {
+    "epochs": lambda: online.update(online.init(K), INPUTS[:, :K], LABELS),
+    "decay": lambda: online.update(online.init(K, decay=0.9), INPUTS[:, :K], LABELS),
+    "controller": lambda: CalibrationController().update(CalibrationController().init(), INPUTS[:, :K], LABELS),
+    "reliability": lambda: calibration.reliability(INPUTS[:, :K], LABELS),
+    "mean": lambda: calibration.Mean.of(jnp.arange(3.0)),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_flax_serialization_stores_states(name):
+    """Alone and within a tree; what does not fit is refused."""
+    state = STATES[name]()
+    empty = jax.tree.map(jnp.zeros_like, state)
+    found = serialization.from_bytes({"state": empty, "step": 0}, serialization.to_bytes({"state": state, "step": 7}))
+    assert found["step"] == 7
+    assert jax.tree.structure(found["state"]) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, found["state"], state)
+    again = serialization.from_bytes(empty, serialization.to_bytes(state))
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    with pytest.raises(ValueError, match="expected the fields"):
+        serialization.from_state_dict(empty, {"matrix": jnp.eye(K)})

@@ -33,7 +33,7 @@ CORE = "checks fences class_axis algebra targets"
 MAY_IMPORT = {
     "checks": "",
     "fences": "",
-    "running_sums": "",
+    "running_sums": "fences",
     "class_axis": "checks fences",
     "algebra": "checks class_axis",
     "targets": "checks class_axis algebra",
@@ -224,3 +224,30 @@ def public_callables():
 def test_everything_without_an_underscore_has_a_docstring(thing):
     assert thing.__doc__
     assert not thing.__doc__.startswith(f"{thing.__name__}("), "a dataclass wrote its own"
+
+
+SHARED = {"where", "class_where", "axis", "class_axis_name"}
+LABELLED = SHARED | {"ignore_index", "z_loss"}
+
+# What one loss has, all losses have. Each row lacks what its module says that it lacks, and why.
+OPTIONS = {
+    "cross_entropy": LABELLED | {"class_weights"},
+    "kl_divergence": LABELLED | {"class_weights"},
+    "smoothed_cross_entropy": LABELLED | {"class_weights", "prior", "spread"},
+    "linear_cross_entropy": (LABELLED | {"class_weights", "prior", "spread", "batch_axis_name"}) - {"axis"},
+    "sigmoid_cross_entropy": {"where", "ignore_index", "class_weights"},
+    **{f"noise.{name}": LABELLED for name in ("forward_correction", "backward_correction", "label_relaxation")},
+    "noise.bootstrap": LABELLED,
+    **{
+        f"penalties.{name}": SHARED
+        for name in ("confidence_penalty", "jensen", "max_suppression", "margin", "conditional", "z_loss")
+    },
+    **{f"adaptive.{name}": SHARED for name in ("confidence", "uncertainty", "margin", "entropy")},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_one_loss_has_all_losses_have(name):
+    parameters = inspect.signature(named(name)).parameters
+    assert OPTIONS[name] <= set(parameters), f"{name} lacks {OPTIONS[name] - set(parameters)}"
+    assert all(parameters[option].kind is inspect.Parameter.KEYWORD_ONLY for option in OPTIONS[name])

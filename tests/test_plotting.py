@@ -90,6 +90,20 @@ def test_a_bar_a_bin_with_its_gap_and_count():
     assert f"ECE {float(BINS.error()):.1%}; overconfident" in ax.get_legend().get_title().get_text()
 
 
+def test_accuracy_is_seen_whole_where_the_model_is_underconfident():
+    """The gap reaches down to the confidence, .25, and must not cover the accuracy, .8, that lies above."""
+    logits = jnp.log(jnp.tile(jnp.array([[0.25, 0.2, 0.2, 0.2, 0.15]]), (5, 1)))
+    ax = plotting.plot_reliability(calibration.reliability(logits, jnp.array([0, 0, 0, 0, 1]), num_bins=5))
+    canvas = ax.figure.canvas
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    (left, low), (right, high) = ax.transData.transform([(0.22, 0.3), (0.38, 0.75)]).astype(int)
+    inside = pixels[len(pixels) - high : len(pixels) - low, left:right].reshape(-1, 3)
+    blue = np.array(mpl.colors.to_rgb(plotting.charts.BLUE)) * 255
+    assert (np.abs(inside - blue).max(-1) < 8).mean() > 0.5
+    assert all(bar.get_facecolor()[3] == 0 for bar in ax.containers[1])
+
+
 @pytest.mark.parametrize("draw", [plotting.plot_reliability, plotting.plot_confidence])
 def test_no_predictions_and_bins_without_width_are_drawn(draw):
     draw(calibration.reliability(LOGITS[:0], LABELS[:0])).figure.canvas.draw()

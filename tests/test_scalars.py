@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ls import OneHot, cross_entropy, priors
+from jax_ls import OneHot, cross_entropy, priors, schedules
 
 K = 5
 LABELS = jnp.arange(K)
@@ -23,6 +23,8 @@ SCALARS = {
     "sigma of spatial, where": lambda x: priors.spatial(LABELS[None], sigma=x, where=LABELS[None] > 1).weights,
     "margin": lambda x: priors.binomial(K, margin=x),
     "alpha": lambda x: priors.triangular(K, alpha=x),
+    "smoothing of plain_then_negative": lambda x: schedules.plain_then_negative(-x, 3)(0),
+    "smoothing of warmup": lambda x: schedules.warmup(x, 3)(0),
 }
 POSITIVE = [name for name in SCALARS if "sigma" in name or "temperature" in name]
 

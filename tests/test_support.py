@@ -80,3 +80,19 @@ BAD = [
 def test_bad_input_is_told_by_name(name, call, came):
     with pytest.raises((AssertionError, TypeError, ValueError), match=rf"(?s){name}: expected.*{came}"):
         call()
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_integers_and_real_numbers_make_the_same_support(x64):
+    with jax.enable_x64(x64):
+        real = Support(-10.0, 10.0, 51)
+        assert real.atoms.dtype == jnp.result_type(float)
+        for low, high in ((-10, 10), (np.int32(-10), np.int8(10)), (-10, 10.0), (jnp.asarray(-10), jnp.asarray(10))):
+            other = Support(low, high, 51)
+            assert other.atoms.dtype == other.edges.dtype == real.atoms.dtype
+            np.testing.assert_array_equal(other.atoms, real.atoms)
+        traced = jax.jit(lambda low: Support(low, 10, 51).atoms)(-10)
+        assert traced.dtype == real.atoms.dtype
+        assert (
+            Support.from_atoms([0, 1, 3]).atoms.dtype == Support.from_edges([0, 1, 3]).atoms.dtype == real.atoms.dtype
+        )

@@ -187,3 +187,40 @@ def test_a_target_that_defines_nothing_says_what_is_missing():
         Nothing().probs(3)
     with pytest.raises(TypeError, match=r"Nothing does not define probs_on"):
         smooth(jnp.array([0]), 0.1, prior=Nothing(), spread="others").probs(3)
+
+
+def subclasses(cls):
+    return {cls, *(sub for direct in cls.__subclasses__() for sub in subclasses(direct))}
+
+
+@pytest.mark.parametrize("name", cases.KINDS)
+def test_every_target_is_linear(name):
+    """A target never looks at the values that it meets: q.dot(a v + b w) = a q.dot(v) + b q.dot(w)."""
+    floats, fixed = cases.ingredients((4,), 9)
+    arrays = {key: jnp.asarray(x, jnp.float32) for key, x in floats.items()}
+    q = cases.KINDS[name].target(arrays | {key: jnp.asarray(x) for key, x in fixed.items()})
+    v, w = np.random.default_rng(2).normal(size=(2, 4, 9)).astype(np.float32)
+    np.testing.assert_allclose(q.dot(3 * v - 2 * w), 3 * q.dot(v) - 2 * q.dot(w), rtol=1e-5, atol=1e-5)
+
+
+def test_the_table_of_targets_has_every_kind():
+    def kinds(q):
+        children = [x for x in vars(q).values() if isinstance(x, Target)]
+        return {type(q), *(kind for child in children for kind in kinds(child))}
+
+    floats, fixed = cases.ingredients((4,), 9)
+    arrays = {key: jnp.asarray(x, jnp.float32) for key, x in floats.items()} | {
+        key: jnp.asarray(x) for key, x in fixed.items()
+    }
+    seen = set().union(*(kinds(kind.target(arrays)) for kind in cases.KINDS.values()))
+    ours = {kind for kind in subclasses(Target) if kind.__module__.startswith("jax_ls") and kind is not Target}
+    assert ours <= seen, f"no case has {ours - seen}"
+
+
+def test_differences_quotients_and_sums_of_targets():
+    q, r = OneHot(jnp.array([1])), Uniform()
+    written = np.array([[0, 1, 0]], np.float32), np.full((1, 3), 1 / 3, np.float32)
+    np.testing.assert_allclose((q - r).probs(3), written[0] - written[1], rtol=1e-6)
+    np.testing.assert_allclose((-q).probs(3), -written[0])
+    np.testing.assert_allclose((q / 4).probs(3), written[0] / 4)
+    np.testing.assert_allclose(sum([q, r]).probs(3), written[0] + written[1], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""A feedback loop on ε. State in, state out: it goes through `jit`, `scan` and checkpoints like any other."""
+"""A controller of ε that follows calibration. Its state is a pytree, for `jit`, `scan` and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["CalibrationController", "CalibrationState"]
 @pytree()
 @dataclass(frozen=True)
 class CalibrationState:
-    """Where a `CalibrationController` stands: ε and the running mean of confidence − accuracy, both ().
+    """The state of a `CalibrationController`: ε and the running mean of confidence − accuracy, both ().
 
     Example:
       >>> from jax_ls import adaptive
@@ -38,20 +38,20 @@ class CalibrationState:
 @pytree()
 @dataclass(frozen=True)
 class CalibrationController:
-    """One ε for all, that follows calibration: more while the model is surer than it is right, less while it is not.
+    """A rule for one ε for all examples: ε rises while the model is overconfident, and falls while it is not.
 
     gap <- d gap + (1 − d) mean(max p − [argmax p = y]);  ε <- clip(ε + η gap, low, high)
 
-    Fed with training batches it sees the gap on what is being learned by heart; held-out batches tell more.
+    Update it with held-out batches if you can. On training batches a model that overfits looks calibrated.
 
     Args:
       initial: ε to start from, in [low, high].
       low, high: the range of ε.
       rate: η >= 0, how far a gap of 1 moves ε in a step.
-      decay: d in [0, 1), of the running gap.
+      decay: d in [0, 1), the share of the old gap that is kept.
 
     Raises:
-      AssertionError, TypeError, ValueError: numbers outside their ranges, by name, unless traced.
+      ValueError: a concrete number outside its range.
 
     Example:
       >>> from jax_ls import adaptive
@@ -83,7 +83,7 @@ class CalibrationController:
         checks.check_values("decay", self.decay, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
 
     def init(self) -> CalibrationState:
-        """The state to begin with."""
+        """Returns the first state: ε is `initial`, and the gap 0."""
         return CalibrationState(jnp.array(checks.as_weight("initial", self.initial)), jnp.zeros(()))
 
     def update(
@@ -97,7 +97,9 @@ class CalibrationController:
         axis: int = -1,
         batch_axis_name: AxisName | None = None,
     ) -> CalibrationState:
-        """The state after one more batch. A label of no class, or NaN logits, count for nothing; so does no example.
+        """Returns the state after one more batch.
+
+        An example does not count if its label names no class or a logit is NaN. If no example counts, nothing changes.
 
         Args:
           state: from `init` or the last `update`.
@@ -121,7 +123,7 @@ class CalibrationController:
 
 
 def _overconfidence(z: Logits, labels: Array) -> tuple[Array, Array]:
-    """max p − [argmax p = y], and whether the example counts: its logits are numbers and its label names a class."""
+    """Returns max p − [argmax p = y], and whether the example counts: no logit is NaN and its label names a class."""
     log_top = -z.log_total
     surplus = jnp.exp(log_top) - (z.likeliest == labels).astype(z.dtype)
     return surplus, ~jnp.isnan(z.log_prob(labels) + log_top)

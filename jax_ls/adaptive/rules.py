@@ -1,4 +1,4 @@
-"""ε by what the model believes of each example."""
+"""ε of each example from the model's prediction for it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ def confidence(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """ε p_y^γ: the surer the model is of the label, the more it is smoothed. With ε = γ = 1, p_y itself.
+    """Returns ε p_y^γ: the surer the model is of the label, the more the label is smoothed.
+
+    With ε = γ = 1 it is p_y.
 
     Args:
       logits: z, real numbers with K classes on `axis`; constants for differentiation.
       labels: y, integers (*batch,).
       smoothing: ε, () or (*batch,); any sign, may be traced.
-      gamma: γ >= 0, () or (*batch,): 0 is plain smoothing, a large one spares all but the surest.
+      gamma: γ >= 0, () or (*batch,): 0 is plain smoothing; a large γ smooths only where p_y is close to 1.
       where: boolean (*batch,), the examples that count; elsewhere 0.
       class_where, axis, class_axis_name: as in `cross_entropy`.
 
@@ -48,7 +50,7 @@ def confidence(
       [0.075, 0.05]
 
     References:
-      Smooths the confident, as do Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022, by entropy.
+      Smooths confident predictions, as Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022, do by entropy.
     """
     checks.check_values("gamma", gamma, lambda x: x >= 0, "numbers >= 0")
     return on_logits(
@@ -78,11 +80,11 @@ def uncertainty(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """ε (1 − p_y): the less the model believes the label, the more it is smoothed.
+    """Returns ε (1 − p_y): the less probable the label is to the model, the more it is smoothed.
 
     Args:
-      logits, labels, smoothing, where, class_where, axis, class_axis_name: as in `confidence`. The logits of a teacher,
-        and its predictions as `prior`, make the instance-based smoothing of Maher & Kull.
+      logits, labels, smoothing, where, class_where, axis, class_axis_name: as in `confidence`. With a teacher's
+        logits here and its predictions as `prior` of the loss, it is Maher & Kull's instance-based smoothing.
 
     Returns:
       ε of each example, (*batch,), in float32 or wider; NaN for a label that names no class.
@@ -94,7 +96,7 @@ def uncertainty(
       [0.025, 0.05]
 
     References:
-      Smooths the doubtful: Maher & Kull, Instance-based Label Smoothing, 2021; in spirit Reed et al., 2014.
+      Smooths doubtful predictions: Maher & Kull, Instance-based Label Smoothing, 2021; in spirit Reed et al., 2014.
     """
     return on_logits(
         _uncertainty,
@@ -121,9 +123,9 @@ def margin(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """ε max(0, p_y − max_{k≠y} p_k): smoothed by how far the label leads, not at all where it does not lead.
+    """Returns ε max(0, p_y − max_{k≠y} p_k): ε grows with the label's lead, and is 0 where another class leads.
 
-    Smoothing a misclassified example pushes down a label that is too low already; this rule never does.
+    Smoothing a misclassified example pushes the label's logit down although it is too low already. This rule does not.
 
     Args:
       logits, labels, smoothing, where, class_where, axis, class_axis_name: as in `confidence`.
@@ -138,7 +140,7 @@ def margin(
       [0.05, 0.0]
 
     References:
-      Smooths the confident. The argument for sparing the misclassified: Zhou et al., MaxSup, 2025.
+      Smooths confident predictions. Why misclassified examples are left out: Zhou et al., MaxSup, 2025.
     """
     return on_logits(
         _margin,
@@ -165,7 +167,7 @@ def entropy(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """ε (1 − H(p) / log K): the surer the model is, of whatever class, the more it is smoothed. It asks for no label.
+    """Returns ε (1 − H(p) / log K): the lower the entropy, the more the example is smoothed. Needs no labels.
 
     Args:
       logits, smoothing, where, class_where, axis, class_axis_name: as in `confidence`; K counts the classes that exist.
@@ -179,7 +181,7 @@ def entropy(
       [0.0, 0.1]
 
     References:
-      Smooths the confident: Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022.
+      Smooths confident predictions: Lee et al., Adaptive Label Smoothing with Self-Knowledge, 2022.
     """
     return on_logits(
         _entropy,
@@ -193,7 +195,7 @@ def entropy(
 
 
 def _entropy(z: Logits, smoothing: Array) -> Array:
-    # One class leaves nothing to doubt. Rounding does not take H beyond log K.
+    # For one class log K is 0, and so is H. `maximum` undoes rounding of H above log K.
     most = jnp.log(jnp.where(z.num_classes > 1, z.num_classes, jnp.e))
     return smoothing.astype(z.dtype) * jnp.maximum(1 - jax.lax.stop_gradient(z.entropy()) / most, 0)
 
@@ -258,14 +260,14 @@ def beta(
     concentration: ArrayLike = 3.0,
     where: ArrayLike | None = None,
 ) -> Array:
-    """ε (1 − b), b ~ Beta(a, 1) dealt out in the order of belief: the least believed label gets the smallest draw.
+    """Returns ε (1 − b) with draws b ~ Beta(a, 1), sorted so that the least probable label gets the smallest draw.
 
-    With `spread="others"`: 1 − ε (1 − b) on the label, the rest shared by the other classes. Only the order of the
-    beliefs matters, so that smoothing does not fade as the model grows sure. A draw below 1/K, of probability K^−a,
-    makes the label the least likely class of its target.
+    With `spread="others"` the label keeps 1 − ε (1 − b), and the other classes share the rest. Only the order of the
+    p_y matters, so smoothing does not fade as the model becomes sure. A draw below 1/K, of probability K^−a, makes the
+    label the least likely class of its target.
 
     Args:
-      key: of `jax.random`; a new one each step.
+      key: a key of `jax.random`; use a new one in each step.
       averaged: p_y by a moving average of the model, (*batch,): `confidence(averaged_logits, labels, 1.0)`.
       smoothing: ε, () or (*batch,): the published α, the share of this loss beside plain cross-entropy.
       concentration: a > 0, (): the mean of b is a / (a + 1).
@@ -284,8 +286,8 @@ def beta(
       [1, 2, 0]
 
     References:
-      Smooths the doubtful: Zhang & Sabuncu, Self-Distillation as Instance-Specific Label Smoothing, 2020 (a = 3,
-      α = 0.6 in the published code).
+      Smooths doubtful predictions: Zhang & Sabuncu, Self-Distillation as Instance-Specific Label Smoothing, 2020 (a =
+      3, α = 0.6 in the published code).
     """
     p = jax.lax.stop_gradient(checks.as_weight("averaged", averaged))
     kept = jnp.ones(p.shape, bool) if where is None else checks.as_where("where", where, p.shape)

@@ -1,15 +1,16 @@
-"""Does p mean what it says: errors of calibration, proper scores, the temperature that mends most of it.
+"""Calibration errors, proper scores, and the temperature that removes most of a calibration error.
 
-Scores of nothing, an empty set or one that `where` leaves out, are NaN: no data must not read as a perfect model.
-So is the score of a set that holds a NaN, or a label that names no class, in an example that counts.
+A score is NaN if no example counts: the set is empty, or `where` leaves every example out. A perfect score would
+mislead. A score is also NaN if an example that counts holds a NaN, or a label that names no class.
 
-What adds up over batches and devices is a sum: `Reliability` for confidence against accuracy, `Mean` for any loss
-of each example. Add them, and take the number at the end.
+Two classes add up over batches and devices: `Reliability` for confidence against accuracy, and `Mean` for any loss of
+each example. Add the parts, and take the number at the end.
 
     bins = bins + calibration.reliability(logits, labels)                  # bins.error(), bins.overconfidence
     nll = nll + calibration.Mean.of(jax_ls.cross_entropy(logits, labels))  # nll.value
 
-Equal-mass bins and risk against coverage need all examples at once; bins add up with the `edges` of a first batch.
+Equal-mass bins and the risk-coverage curve need all examples at once. Equal-mass bins of several batches add up if all
+of them use the `edges` of the first batch.
 """
 
 from jax_ls.calibration.errors import (

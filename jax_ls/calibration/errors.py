@@ -1,10 +1,13 @@
-"""Calibration errors, and the area under the curve of risk against coverage."""
+"""Calibration errors, and the area under the risk-coverage curve."""
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls.calibration.reliability import (
-    Array,
     Binning,
     as_examples,
     classwise_reliability,
@@ -20,29 +23,30 @@ __all__ = ["area_under_risk_coverage", "classwise_calibration_error", "expected_
 
 
 def expected_calibration_error(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
     norm: float = 1,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """ECE, how far confidence is from accuracy: (Σ_b |B_b|/N |acc(B_b) − conf(B_b)|^norm)^(1/norm).
+) -> Array:
+    """Returns the expected calibration error (ECE), the mean gap between confidence and accuracy over bins.
+
+    ECE = (Σ_b |B_b|/N |acc(B_b) − conf(B_b)|^norm)^(1/norm)
 
     Args:
-      logits, labels, num_bins, binning, where, batch_axis_name: as in `reliability`. Smoothed models say nearly the
-        same of all examples, and may lie in one bin of equal width: look at equal mass too.
+      logits, labels, num_bins, binning, where, batch_axis_name: as in `reliability`. A smoothed model has nearly the
+        same confidence for all examples, and they may all lie in one bin of equal width. So look at equal mass too.
       norm: 1; 2, the root of the mean square; or `jnp.inf`, the largest gap of any bin (MCE).
 
     Returns:
-      A number in [0, 1]. Where no confidence lies on an edge, that of torchmetrics, whose bins are [lo, hi), with one
-      more bin for confidences of exactly 1.
+      A number in [0, 1]. It equals torchmetrics' figure unless a confidence lies on an edge: torchmetrics has bins
+      [lo, hi), and one more bin for confidences of exactly 1.
 
     Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
-      TypeError, ValueError: `num_bins`, `binning`, `norm`.
+      ValueError: an unknown `binning` or `norm`.
 
     Example:
       >>> from jax_ls import calibration
@@ -58,26 +62,25 @@ def expected_calibration_error(
 
 
 def classwise_calibration_error(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
     norm: float = 1,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """Mean over classes of the calibration error of p_k, all of p and not its largest entry alone.
+) -> Array:
+    """Returns the mean over classes k of the calibration error of p_k.
+
+    It judges all entries of p; `expected_calibration_error` judges only the largest.
 
     Args:
       logits, labels, num_bins, binning, norm, where, batch_axis_name: as in `expected_calibration_error`.
 
     Returns:
-      A number in [0, 1]; most p_k are near 0, so that it falls as 1/K. `classwise_reliability(...).error()` has one a
-      class.
-
-    Raises:
-      AssertionError, TypeError, ValueError: as `expected_calibration_error`.
+      A number in [0, 1]. It falls as 1/K, because most p_k are near 0. `classwise_reliability(...).error()` has the
+      error of each class.
 
     Example:
       >>> from jax_ls import calibration
@@ -94,19 +97,16 @@ def classwise_calibration_error(
 
 
 def overconfidence(
-    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
-) -> jax.Array:
-    """Mean confidence less accuracy, the sign that an error of calibration has lost.
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
+) -> Array:
+    """Returns mean confidence minus accuracy: a calibration error with its sign.
 
     Args:
       logits, labels, where, batch_axis_name: as in `reliability`.
 
     Returns:
-      A number in [−1, 1]: above 0 the model says more than it knows, below 0 less, as smoothed ones often do. Its
-      magnitude is the calibration error of one bin, the least that any bins give.
-
-    Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      A number in [−1, 1]. Above 0 the model is overconfident. Below 0 it is underconfident, as smoothed models often
+      are. Its magnitude is the calibration error of a single bin. With norm 1, more bins never give less.
 
     Example:
       >>> from jax_ls import calibration
@@ -120,19 +120,18 @@ def overconfidence(
 
 
 def area_under_risk_coverage(
-    logits: Array, labels: Array, *, where: Array | None = None, batch_axis_name: AxisName | None = None
-) -> jax.Array:
-    """AURC, the mean over n = 1 … N of the error rate among the n most confident predictions.
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, batch_axis_name: AxisName | None = None
+) -> Array:
+    """Returns the area under the risk-coverage curve (AURC).
+
+    It is the mean over n = 1 … N of the error rate among the n most confident predictions.
 
     Args:
-      logits, labels, where, batch_axis_name: as in `reliability`. Confidence is max p; examples that tie in it come in
-        no order, and count as the mean over all orders.
+      logits, labels, where, batch_axis_name: as in `reliability`. Confidence is max p. Examples of the same confidence
+        have no order; the result is the mean over all their orders.
 
     Returns:
-      A number in [0, 1]: 0 where all are right, near the error rate where confidence tells nothing.
-
-    Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
+      A number in [0, 1]: 0 if every prediction is right, about the error rate if confidence says nothing about errors.
 
     Example:
       >>> from jax_ls import calibration
@@ -150,18 +149,21 @@ def area_under_risk_coverage(
     doubt, wrong = jnp.where(kept, -confidence, jnp.inf), (correct < 1).astype(jnp.int32)
     doubt, wrong = jax.lax.sort((gathered(doubt, batch_axis_name), gathered(wrong, batch_axis_name)), num_keys=1)
     n = jnp.arange(1, doubt.size + 1, dtype=jnp.int32)
-    n, first, size, wrong_before, wrong_in = (x.astype(doubt.dtype) for x in (n, *_ties(doubt, wrong)))
-    among = wrong_before + (n - first) / size * wrong_in
-    area = ratio(total(jnp.where(n <= count.astype(n.dtype), among / n, 0)), count)
+    n, start, size, wrong_before, wrong_in_run = (x.astype(doubt.dtype) for x in (n, *_runs_of_ties(doubt, wrong)))
+    wrong_among_n = wrong_before + (n - start) / size * wrong_in_run
+    area = ratio(total(jnp.where(n <= count.astype(n.dtype), wrong_among_n / n, 0)), count)
     return jnp.where(unknown > 0, jnp.nan, area)
 
 
-def _ties(values: jax.Array, marked: jax.Array) -> tuple[jax.Array, ...]:
-    """Of the run of equal values that each belongs to: start, length, how many are marked before it and in it."""
+def _runs_of_ties(values: Array, marked: Array) -> tuple[Array, ...]:
+    """Returns four numbers for each of the sorted values, about the run of equal values that it belongs to.
+
+    They are the run's start, its length, the count of marked values before it, and the count of marked values in it.
+    """
     index = jnp.arange(values.size, dtype=jnp.int32)
     differs = values[1:] != values[:-1]
     true = jnp.ones((min(values.size, 1),), bool)
-    first = jax.lax.cummax(jnp.where(jnp.concatenate([true, differs]), index, 0))
+    start = jax.lax.cummax(jnp.where(jnp.concatenate([true, differs]), index, 0))
     end = jax.lax.cummin(jnp.where(jnp.concatenate([differs, true]), index + 1, values.size), reverse=True)
     before = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(marked)])
-    return first, end - first, before[first], before[end] - before[first]
+    return start, end - start, before[start], before[end] - before[start]

@@ -1,4 +1,6 @@
-"""Confidence against accuracy, bin by bin, as sums: batches and devices add up, and one number comes out at the end."""
+"""Confidence against accuracy in bins, held as sums, so that batches and devices add up."""
+
+from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
@@ -7,7 +9,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
@@ -18,29 +22,29 @@ from jax_ls.running_sums import added, as_running, sum_of, sums_by_row
 
 __all__ = ["Binning", "Reliability", "classwise_reliability", "reliability"]
 
-Array = jax.typing.ArrayLike
 Binning = Literal["width", "mass"]
 
-# The sums of a `Reliability`, and what rounding took from each.
+# The sums of a `Reliability`, and the field that holds the rounding error of each.
 SUMS = {"count": "lost_count", "correct": "lost_correct", "confidence_sum": "lost_confidence"}
 
 
 @pytree()
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Bins of predictions by their confidence; bin b holds what lies in (edges[b], edges[b + 1]].
+    """Predictions in bins by their confidence: bin b holds confidences in (edges[b], edges[b + 1]].
 
-    The outermost also hold what lies beyond. `a + b` is the reliability of both sets together, if they share their
-    edges; `psum` is that of all devices. A prediction of NaN, or a label that names no class, makes the confidence of
-    its bin NaN, and all errors with it. Sums of any number of batches keep their digits, and counts do not overflow.
+    The outermost bins also hold confidences beyond their edges. If a and b have the same edges, `a + b` is the
+    reliability of both sets together. `psum` adds up the devices. A prediction of NaN, or a label that names no class,
+    makes the confidence of its bin NaN, and so every error. Sums stay exact to rounding over any number of batches, and
+    counts do not overflow.
 
     Args:
       edges: (*classes, B + 1), ascending.
-      count: (*classes, B), the predictions in each bin: whole numbers in the dtype of the confidence.
-      correct: (*classes, B), those of them that are right.
-      confidence_sum: (*classes, B), Σ of their confidence.
-      lost_count, lost_correct, lost_confidence: (*classes, B), what rounding took from the three sums; `+` adds it to
-        them once it shows. None for nothing.
+      count: (*classes, B), how many predictions each bin holds: whole numbers in the dtype of the confidence.
+      correct: (*classes, B), how many of those are right.
+      confidence_sum: (*classes, B), the sum of their confidence.
+      lost_count, lost_correct, lost_confidence: (*classes, B), the rounding errors of the three sums, which `+` carries
+        along; zeros if None.
 
     Example:
       >>> from jax_ls import calibration
@@ -52,10 +56,10 @@ class Reliability:
       0.15 0.15
     """
 
-    edges: jax.Array
-    count: jax.Array
-    correct: jax.Array
-    confidence_sum: jax.Array
+    edges: Array
+    count: Array
+    correct: Array
+    confidence_sum: Array
     lost_count: Any = None
     lost_correct: Any = None
     lost_confidence: Any = None
@@ -63,38 +67,41 @@ class Reliability:
     def __post_init__(self) -> None:
         dtype = jnp.asarray(self.confidence_sum).dtype
         for name, lost in SUMS.items():
-            whole, rest = as_running(jnp.asarray(getattr(self, name)), dtype)
-            object.__setattr__(self, name, whole)
+            rounded, rounding_error = as_running(jnp.asarray(getattr(self, name)), dtype)
+            object.__setattr__(self, name, rounded)
             if getattr(self, lost) is None:
-                object.__setattr__(self, lost, rest)
+                object.__setattr__(self, lost, rounding_error)
 
     @property
-    def confidence(self) -> jax.Array:
-        """Mean confidence of each bin; NaN where it is empty."""
+    def confidence(self) -> Array:
+        """Mean confidence of each bin; NaN for an empty bin."""
         return ratio(self.confidence_sum, self.count)
 
     @property
-    def accuracy(self) -> jax.Array:
-        """Share of right predictions in each bin; NaN where it is empty."""
+    def accuracy(self) -> Array:
+        """Share of right predictions in each bin; NaN for an empty bin."""
         return ratio(self.correct, self.count)
 
     @property
-    def share(self) -> jax.Array:
-        """Share of all predictions that each bin holds; NaN where there are none."""
+    def share(self) -> Array:
+        """Share of all predictions that each bin holds; NaN if there are no predictions."""
         return ratio(self.count, jnp.sum(self.count, axis=-1, keepdims=True))
 
     @property
-    def overconfidence(self) -> jax.Array:
-        """Mean confidence less accuracy, whatever the bins; below 0 for an underconfident model, NaN for no data."""
+    def overconfidence(self) -> Array:
+        """Mean confidence minus accuracy, which no choice of bins changes; NaN if there are no predictions."""
         return ratio(jnp.sum(self._excess, axis=-1), jnp.sum(self.count, axis=-1))
 
     @property
-    def _excess(self) -> jax.Array:
+    def _excess(self) -> Array:
         """Σ (confidence − correct) of each bin."""
         return self.confidence_sum - self.correct + (self.lost_confidence - self.lost_correct)
 
-    def error(self, norm: float = 1) -> jax.Array:
-        """(Σ_b share_b |accuracy_b − confidence_b|^norm)^(1/norm), the largest gap for `inf`; NaN for no data."""
+    def error(self, norm: float = 1) -> Array:
+        """Returns (Σ_b share_b |accuracy_b − confidence_b|^norm)^(1/norm), or the largest gap for `inf`.
+
+        NaN if there are no predictions.
+        """
         if norm not in (1, 2, np.inf):
             raise ValueError(f"norm: expected 1 | 2 | inf, got {norm!r}")
         total = jnp.sum(self.count, axis=-1)
@@ -107,12 +114,12 @@ class Reliability:
         # The slope of a root at 0 is infinite.
         return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
-    def psum(self, batch_axis_name: AxisName | None) -> "Reliability":
-        """That of the predictions of all devices, inside `jax.shard_map`."""
+    def psum(self, batch_axis_name: AxisName | None) -> Reliability:
+        """Returns the reliability of the predictions of all devices, inside `jax.shard_map`."""
         sums = {name: getattr(self, name) for pair in SUMS.items() for name in pair}
         return replace(self, **sum_over_devices(sums, batch_axis_name))
 
-    def __add__(self, other: "Reliability") -> "Reliability":
+    def __add__(self, other: Reliability) -> Reliability:
         if not isinstance(other, Reliability):
             return NotImplemented
         checks.assert_shape("edges", other.edges, [self.edges.shape], f"{self.edges.shape}, as on the left of +")
@@ -124,34 +131,35 @@ class Reliability:
 
 
 def reliability(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
-    edges: Array | None = None,
-    where: Array | None = None,
+    edges: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> Reliability:
-    """How often predictions of each confidence are right: p_ŷ of ŷ = argmax_k z_k, in bins (lo, hi].
+    """Returns how often predictions of each confidence are right, in bins (lo, hi].
+
+    The prediction is ŷ = argmax_k z_k, and its confidence is p_ŷ.
 
     Args:
       logits: z, real numbers (*batch, K).
       labels: y, integers (*batch,).
       num_bins: B.
-      binning: "width", edges b/B; or "mass", edges at the b/B quantiles of this very batch, so that bins are equally
-        full but for ties, which stay together.
-      edges: ascending (B + 1,) instead, those of an earlier batch for one: quantiles then add up too. Traced ones that
-        do not ascend make the errors NaN.
+      binning: "width" has edges b/B. "mass" has edges at the b/B quantiles of this batch, so that bins are equally
+        full, except that equal confidences share a bin.
+      edges: ascending numbers (B + 1,) in place of `num_bins` and `binning`. With the edges of an earlier batch,
+        equal-mass bins add up too. Traced edges that do not ascend make the errors NaN.
       where: boolean (*batch,), the examples that count.
       batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`; the result is that of all.
 
     Returns:
-      A `Reliability`; of the predictions that tie, the first counts, as in `jnp.argmax`.
+      A `Reliability`. If classes tie for the largest logit, the first of them is the prediction, as in `jnp.argmax`.
 
     Raises:
-      AssertionError: dtypes, ranks or shapes that do not fit, by name.
-      TypeError, ValueError: `num_bins`, `binning`, or edges that do not ascend.
+      ValueError: an unknown `binning`, or concrete edges that do not ascend.
 
     Example:
       >>> from jax_ls import calibration
@@ -169,26 +177,23 @@ def reliability(
 
 
 def classwise_reliability(
-    logits: Array,
-    labels: Array,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     num_bins: int = 15,
     binning: Binning = "width",
-    edges: Array | None = None,
-    where: Array | None = None,
+    edges: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> Reliability:
-    """How often class k is the label where it is given the probability p_k: the bins of every class, (K, B).
+    """Returns how often class k is the label when the model gives it the probability p_k, for every k.
 
     Args:
       logits, labels, num_bins, binning, where, batch_axis_name: as in `reliability`.
       edges: (B + 1,) for all classes, or (K, B + 1).
 
     Returns:
-      A `Reliability` with one row a class.
-
-    Raises:
-      AssertionError, TypeError, ValueError: as `reliability`.
+      A `Reliability` with a row of bins for each class: its arrays are (K, B).
 
     Example:
       >>> from jax_ls import calibration
@@ -207,31 +212,31 @@ def classwise_reliability(
     return _classwise(p, known, y, kept, given, size, binning, batch_axis_name).psum(batch_axis_name)
 
 
-# Compiled, for the loop over classes to be compiled once and not at each call.
+# Under `jit`, so that the loop over classes is compiled once and not at each call.
 @functools.partial(jax.jit, static_argnames=("num_bins", "binning", "batch_axis_name"))
 def _classwise(
-    p: jax.Array,
-    known: jax.Array,
-    y: jax.Array,
-    kept: jax.Array,
-    given: jax.Array | None,
+    p: Array,
+    known: Array,
+    y: Array,
+    kept: Array,
+    given: Array | None,
     num_bins: int,
     binning: Binning,
     batch_axis_name: AxisName | None,
 ) -> Reliability:
-    """The bins of each class over the predictions of this device."""
+    """Returns the bins of each class over the predictions of this device."""
 
-    def of_class(k: jax.Array) -> Reliability:
+    def of_class(k: Array) -> Reliability:
         hit = jnp.where(known, (y == k).astype(p.dtype), jnp.nan)
-        own = given[k] if given is not None and given.ndim == 2 else given
-        return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, own, batch_axis_name)
+        edges = given[k] if given is not None and given.ndim == 2 else given
+        return _binned(jnp.take(p, k, axis=-1), hit, kept, num_bins, binning, edges, batch_axis_name)
 
-    # One by one, for the bins of all classes at once would take several times the memory of the logits.
+    # One class at a time: the bins of all classes at once would take several times the memory of the logits.
     return jax.lax.map(of_class, jnp.arange(p.shape[-1], dtype=y.dtype))
 
 
-def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits in float32 or wider, labels and booleans, in their shapes; zeros where an example does not count."""
+def as_examples(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Array, Array, Array]:
+    """Returns logits in float32 or wider, labels, and which examples count. The other examples become zeros."""
     z = as_logits(logits)
     z = z.astype(checks.wide(z.dtype))
     y = checks.as_labels("labels", labels)
@@ -242,44 +247,44 @@ def as_examples(logits: Array, labels: Array, where: Array | None) -> tuple[jax.
     return jnp.where(kept[..., None], z, 0), jnp.where(kept, y, 0), kept
 
 
-def as_logits(logits: Array) -> jax.Array:
-    """Real numbers (*batch, K) in their own dtype, of one class or more."""
+def as_logits(logits: ArrayLike) -> Array:
+    """Returns logits (*batch, K) in their own dtype; K is at least 1."""
     z = checks.as_logits("logits", logits)
     checks.assert_shape("logits", z, [(*z.shape[:-1], max(z.shape[-1], 1))], "at least one class")
     return z
 
 
-def confidence_and_hit(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """max_k p_k and whether that class is the label, as a number: NaN for a label that names no class."""
+def confidence_and_hit(z: Array, y: Array) -> tuple[Array, Array]:
+    """Returns max_k p_k, and 1 if that class is the label, else 0; NaN for a label that names no class."""
     return on_logits(_confidence_and_hit, z, {"labels": y})
 
 
-def _confidence_and_hit(z: Logits, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _confidence_and_hit(z: Logits, labels: Array) -> tuple[Array, Array]:
     hit = (z.likeliest == labels).astype(z.dtype)
     return jnp.exp(-z.log_total), jnp.where(z.contains(labels), hit, jnp.nan)
 
 
-def total(x: jax.Array) -> jax.Array:
-    """Σ x, for a long sum in float32 to keep its digits."""
+def total(x: Array) -> Array:
+    """Returns Σ x, added in blocks so that a long float32 sum keeps its digits."""
     return sum_of(flat(x))
 
 
-def ratio(sums: jax.Array, count: jax.Array) -> jax.Array:
-    """sums / count; NaN where nothing was counted."""
+def ratio(sums: Array, count: Array) -> Array:
+    """Returns sums / count; NaN where the count is 0."""
     dtype = sums.dtype if jnp.issubdtype(sums.dtype, jnp.floating) else jnp.result_type(float)
     return jnp.where(count > 0, sums.astype(dtype) / jnp.maximum(count, 1).astype(dtype), jnp.nan)
 
 
 def _binned(
-    confidence: jax.Array,
-    correct: jax.Array,
-    kept: jax.Array,
+    confidence: Array,
+    correct: Array,
+    kept: Array,
     num_bins: int,
     binning: Binning,
-    edges: jax.Array | None,
+    edges: Array | None,
     batch_axis_name: AxisName | None,
 ) -> Reliability:
-    """Sums over the predictions (*batch,) of this device; quantiles are those of all."""
+    """Returns the bins of the predictions (*batch,) of this device. Quantiles are taken over all devices."""
     checks.check_option("binning", binning, ("width", "mass"))
     size = checks.check_size("num_bins", num_bins)
     confidence, correct, kept = (flat(x) for x in (confidence, correct, kept))
@@ -289,7 +294,7 @@ def _binned(
     elif binning == "mass":
         edges = _quantiles(confidence, kept, size, batch_axis_name)
     else:
-        # Divided in float64, so that an edge is the float32 nearest to b/B, as 1/K and 1 are.
+        # Division in float64 makes each edge the float32 nearest to b/B, as a confidence of 1/K is the nearest to 1/K.
         edges = jnp.asarray(np.arange(size + 1) / size, confidence.dtype)
     inner = jax.lax.stop_gradient(edges[1:-1])
     index = jnp.sum(confidence[:, None] > inner[None], axis=-1, dtype=jnp.int32)
@@ -298,8 +303,8 @@ def _binned(
     return Reliability(edges, *(sums_by_row(x, index, size) for x in parts))
 
 
-def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
-    """Edges (B + 1,), or (K, B + 1) where `ndim` is 2; those known now ascend."""
+def _as_edges(edges: ArrayLike | None, z: Array, ndim: int) -> Array | None:
+    """Returns edges (B + 1,), or also (K, B + 1) if `ndim` is 2. Concrete edges must ascend."""
     if edges is None:
         return None
     given = checks.as_weight("edges", edges).astype(z.dtype)
@@ -311,8 +316,8 @@ def _as_edges(edges: Array | None, z: jax.Array, ndim: int) -> jax.Array | None:
     return given
 
 
-def _quantiles(confidence: jax.Array, kept: jax.Array, num_bins: int, batch_axis_name: AxisName | None) -> jax.Array:
-    """0, the ceil(n b / B)-th smallest confidences of the n that count, and 1."""
+def _quantiles(confidence: Array, kept: Array, num_bins: int, batch_axis_name: AxisName | None) -> Array:
+    """Returns the edges 0, the ⌈n b / B⌉-th smallest of the n confidences that count for 0 < b < B, and 1."""
     count = sum_over_devices(jnp.sum(kept, dtype=jnp.int32), batch_axis_name)
     values = gathered(jnp.where(kept, jax.lax.stop_gradient(confidence), jnp.inf), batch_axis_name)
     b = jnp.arange(1, num_bins, dtype=jnp.int32)

@@ -1,12 +1,12 @@
 """The plan for many classes: the sums over classes that a loss is made of, a block of classes at a time.
 
 A formula of `BlockLogits` runs twice. The first run, in which the logits are only a shape, records the linear sums
-⟨w, z⟩ and the labels that it asks for. Then one sweep over the blocks takes lse, linear sums and picks by the online rule:
-when a block holds a larger logit, what was summed so far is rescaled. The second run gets those sums.
+⟨w, z⟩ and the labels that it asks for. Then one sweep over the blocks takes lse, linear sums and picks by the online
+rule: when a block holds a larger logit, the sums so far are rescaled. The second run gets those sums.
 
-The backward pass is a second sweep. It recomputes a block's logits, turns them into their slopes, adds to the gradient of
-`hidden` and finishes the block's part of the kernel's gradient: four matrix products in all, and nothing of the size of
-tokens × classes, or of the kernel in float32.
+The backward pass is a second sweep. It recomputes a block's logits, turns them into their slopes, adds to the gradient
+of `hidden` and finishes the block's part of the kernel's gradient: four matrix products in all, and nothing of the size
+of tokens × classes, or of the kernel in float32.
 
 The last block may reach over the classes that are left. It then begins earlier, without the classes that other blocks
 hold, and comes first, so that those write their gradients over the zeros that it leaves.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +76,8 @@ class Blocks:
     def run(self, sweep: Callable[..., Any], *operands: Any) -> Any:
         """Returns sweep(blocks, *operands), with the blocks that suit the platform that it is lowered for.
 
-        On TPU blocks are larger, and the gradient of `hidden` adds up in pieces of 1024 tokens: XLA then keeps a piece in
-        fast memory, and takes a tenth less time for the second sweep. On GPU the pieces would be copied.
+        On TPU blocks are larger, and the gradient of `hidden` adds up in pieces of 1024 tokens: XLA then keeps a piece
+        in fast memory: a tenth fewer cycles for the second sweep, as it estimates. On GPU the pieces would be copied.
         """
         on_tpu = replace(self, size=self.tpu_size, piece=1024)
         return jax.lax.platform_dependent(
@@ -122,7 +122,7 @@ class Blocks:
 
     def kernel(self, block: Array, kernel: Array) -> Array:
         """Returns the kernel of a block, (D, B) or (B, D)."""
-        # Behind a barrier: else the products of a TPU cut the block out themselves, three times and at unaligned places.
+        # Behind a barrier: else each product of a TPU cuts the block out itself, at unaligned places.
         part = jax.lax.dynamic_slice_in_dim(kernel, self.start(block), self.size, self.class_axis)
         return jax.lax.optimization_barrier(self.gathering.whole(part))
 
@@ -150,7 +150,7 @@ class Sums(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One block: its kernel, bias (B,), which of its classes count, the weights of the linear sums, places of labels."""
+    """One block: its kernel, bias (B,), which classes count, weights of the linear sums, places of labels."""
 
     kernel: Any
     bias: Any
@@ -286,7 +286,9 @@ def sweep(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array])
 def _take_sums(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array]) -> tuple[Sums, list[Array]]:
     def step(carry: Tree, block: Array) -> tuple[Tree, None]:
         part = _part(blocks, block, layer, weights, labels)
-        return _joined(*carry, *_sums(_row_sums, _logits(blocks, layer.hidden, part)[0], part)), None
+        sums, masses = _sums(_row_sums, _logits(blocks, layer.hidden, part)[0], part)
+        before, masses_before = carry
+        return _joined(before, masses_before, sums, masses), None
 
     start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
     return jax.lax.scan(step, start, blocks.order())[0]
@@ -348,7 +350,7 @@ def _padded_places(blocks: Blocks, block: Array, labels: Array) -> tuple[Array, 
 def _sweep_fwd(blocks: Blocks, layer: Any, weights: Any, labels: Any) -> tuple[Any, Tree]:
     wanted = jax.tree.map(lambda x: jnp.zeros(()) if x.perturbed else None, (layer, weights))
     layer, weights, labels = jax.tree.map(lambda x: x.value, (layer, weights, labels))
-    sums, masses = sweep(blocks, layer, weights, labels)
+    sums, masses = cast(tuple[Sums, list[Array]], sweep(blocks, layer, weights, labels))
     return (sums, masses), (layer, weights, labels, sums.top, wanted)
 
 
@@ -605,9 +607,10 @@ def on_blocks(
     weights = [None if w is None else _by_token(w, batch, count) for w in z._asked.weights]
     labels = [jnp.clip(y, -1, size).astype(jnp.int32).reshape(count, y.shape[-1]) for y in z._asked.labels]
     # All alike differ over the mesh axes of tokens and classes: gradients are summed over devices once, outside.
-    everywhere = frozenset().union(*(varying_axes(x) for x in jax.tree.leaves((layer, weights, labels))))
+    everywhere = frozenset(name for x in jax.tree.leaves((layer, weights, labels)) for name in varying_axes(x))
     layer, weights, labels = _alike((layer, weights, labels), everywhere)
-    sums, masses = (sweep_in_any_mode if any_mode else sweep)(blocks, layer, weights, labels)
+    take = sweep_in_any_mode if any_mode else sweep
+    sums, masses = cast(tuple[Sums, list[Array]], take(blocks, layer, weights, labels))
     if class_axis_name is not None:
         sums = _over_devices(axis, sums, masses)
     z._sums = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), sums)

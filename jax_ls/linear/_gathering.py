@@ -1,4 +1,4 @@
-"""A kernel that is split over the tokens' devices, as FSDP does: made whole for the products, its gradient split again."""
+"""A kernel that is split over the tokens' devices (FSDP): made whole for the products, its gradient split again."""
 
 from __future__ import annotations
 

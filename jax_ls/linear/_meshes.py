@@ -1,4 +1,4 @@
-"""How a mesh splits an output layer: which axes split tokens, which split classes, and which split the kernel as FSDP does.
+"""How a mesh splits an output layer: which axes split tokens, which classes, and which the kernel as FSDP does.
 
 Each device then works on its own tokens and classes, inside `jax.shard_map`.
 """
@@ -21,6 +21,7 @@ from jax_ls.targets import Sparse
 __all__ = ["Layout"]
 
 ALONE = Gathering()
+WHOLE = PartitionSpec()
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Layout:
     """
 
     mesh: AbstractMesh | None = None
-    batch: PartitionSpec = PartitionSpec()
-    kernel: PartitionSpec = PartitionSpec()
+    batch: PartitionSpec = WHOLE
+    kernel: PartitionSpec = WHOLE
     tokens: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     gathering: Gathering = ALONE
@@ -71,8 +72,8 @@ class Layout:
             _check_spec(name, spec, rank, mesh)
         if both := set(_names(batch_axis_name)) & set(_names(class_axis_name)):
             raise ValueError(
-                f"class_axis_name: expected a mesh axis that does not split the tokens, got {sorted(both)[0]!r}; a kernel "
-                "that is split over the tokens' axes is said by kernel_spec"
+                f"class_axis_name: expected a mesh axis that does not split the tokens, got {sorted(both)[0]!r}; "
+                "kernel_spec says that the tokens' axes split the kernel"
             )
         if manual:
             if hidden_spec is not None:
@@ -96,12 +97,12 @@ class Layout:
         elif mesh.empty:
             raise ValueError("hidden_spec, kernel_spec: expected a mesh in context: with jax.set_mesh(mesh)")
         spec = _padded(hidden_spec if hidden_spec is not None else hidden_own.spec, hidden.ndim)
-        kernel_spec = kernel_spec if kernel_spec is not None else kernel_own.spec
+        laid: PartitionSpec = kernel_own.spec if kernel_spec is None else kernel_spec
         if spec[-1] is not None:
             remedy = f"jax.sharding.reshard(hidden, {PartitionSpec(*spec[:-1], None)})"
             raise ValueError(f"hidden: expected D whole on every device, got {PartitionSpec(*spec)}: {remedy}")
         tokens = tuple(name for part in spec[:batch_ndim] for name in _names(part))
-        return cls._checked(mesh, PartitionSpec(*spec[:batch_ndim]), kernel_spec, transposed, tokens, None, wire)
+        return cls._checked(mesh, PartitionSpec(*spec[:batch_ndim]), laid, transposed, tokens, None, wire)
 
     @classmethod
     def _checked(
@@ -183,7 +184,7 @@ class Layout:
         )(*placed)
 
     def specs(self, operands: dict[str, Any]) -> list[PartitionSpec]:
-        """Returns how each leaf of the operands lies: hidden, kernel, targets, and arrays by the kind their name has."""
+        """Returns how each leaf of the operands lies."""
         by_class, by_token = PartitionSpec(self.classes or None), self.batch
         kinds = {
             "hidden": PartitionSpec(*self.batch, None),

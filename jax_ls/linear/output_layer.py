@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
@@ -56,8 +57,8 @@ def chunked_loss(
       f(hidden (*batch, D), kernel (D, K), *arguments, bias=None, softcap=None, weights=None, denominator=None,
       transposed=False) -> loss, or (loss, auxiliary). Arguments are arrays (*batch, ...), targets, or trees of them.
       What `loss` closes over is shared by all tokens, and differentiated too. A token of weight 0 is absent, be it
-      NaN: not even the derivative in its weight sees its loss. On an `Explicit` mesh that splits the tokens, each device
-      takes its own. Without an outer `jit`, a loss that is defined anew for each call is compiled anew for each call.
+      NaN: not even the derivative in its weight sees its loss. On an `Explicit` mesh that splits the tokens, each
+      device takes its own. Without an outer `jit`, a loss that is defined anew for each call is compiled anew.
 
     Raises:
       AssertionError, TypeError: `loss` returns anything but one loss, and one auxiliary value, per token.
@@ -139,12 +140,12 @@ def linear_cross_entropy(
     class_axis_name: AxisName | None = None,
     batch_axis_name: AxisName | None = None,
 ) -> Array:
-    """Returns the `cross_entropy` of an output layer, z = hidden · kernel + bias, without holding the logits of all tokens.
+    """Returns the `cross_entropy` of an output layer, z = hidden · kernel + bias, without ever holding all logits.
 
     Two plans give the same numbers. Token chunks take three matrix products and hold the logits of a chunk and, for a
-    narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block and
-    the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of 16 bits or fewer and
-    K ≥ 2 N, N the tokens of a device, unless the target is written out for each token (`Dense` (*batch, K), `Rows`).
+    narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block
+    and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of at most 16
+    bits and K ≥ 2 N, N the tokens of a device, unless the target is written out: `Dense` (*batch, K), `Rows`.
 
     Args:
       hidden: (*batch, D), any float dtype; products accumulate in float32.
@@ -158,9 +159,8 @@ def linear_cross_entropy(
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       plan: "tokens", "classes", or "auto".
       chunk_size: tokens of a chunk; block_size: classes of a block. Chosen from the shapes if None.
-      accumulate: dtype in which gradients add up: that of the kernel over chunks of tokens, that of `hidden` over blocks of
-        classes, and that of a kernel that the tokens' devices split over those devices. If None, float32 on a device and
-        the kernel's dtype between devices.
+      accumulate: dtype in which gradients add up: that of the kernel over chunks, that of `hidden` over blocks, and
+        that of a split kernel over devices. If None, float32 on a device and the kernel's dtype between devices.
       hidden_spec, kernel_spec: on an `Auto` mesh in context (`jax.set_mesh`), how the two lie. Inside `jax.shard_map`,
         `kernel_spec` says which of the tokens' axes split the kernel (FSDP). On an `Explicit` mesh they are read off.
       class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global.
@@ -200,19 +200,20 @@ def linear_cross_entropy(
         kept = None if prior is None else class_where
         target = smooth(target, smoothing, prior=prior, spread=spread, class_where=kept)
     checks.check_option("spread", spread, ("all", "others"))
+    q = as_target(target)
     operands = {
         "hidden": h,
         "kernel": k,
-        "target": as_target(target),
+        "target": q,
         "weights": _checked_weights(weights, h),
         "where": None if where is None else checks.as_where("where", where, h.shape[:-1]),
         "bias": None if bias is None else checks.as_bias("bias", bias, num_classes),
         "denominator": denominator,
     } | _shared(logits.shape[-1:], class_where, class_weights, z_loss)
-    _per_token(operands["target"], h.shape[:-1])
+    _per_token(q, h.shape[:-1])
     tokens = math.prod(h.shape[:-1]) // _split(layout)
     static = _Layer(
-        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(operands["target"])),
+        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(q)),
         reduction,
         chunk_size,
         block_size,
@@ -455,7 +456,7 @@ def _checked_weights(weights: ArrayLike | None, h: Array) -> Array | None:
 def _checked_softcap(softcap: float | None) -> float | None:
     if softcap is None:
         return None
-    if isinstance(softcap, jax.core.Tracer) or np.ndim(softcap):
+    if isinstance(softcap, Tracer) or np.ndim(softcap):
         raise TypeError(f"softcap: expected a static number, got {softcap!r}")
     checks.check_values("softcap", softcap, lambda c: (c > 0) & (c < math.inf), "a finite number > 0")
     return float(softcap)

@@ -23,9 +23,9 @@ def chosen(
     """Returns "tokens" or "classes".
 
     Of D features, token chunks hold about D·K numbers for the kernel's gradient where its dtype is narrower than
-    `accumulate`, and about as many for the logits of a chunk. Class blocks hold D·N for the gradient of `hidden` and as many
-    for the logits of a block, and take a fourth product. So they are chosen for K ≥ 2 N, a narrow kernel, and a target
-    that is not written out for each token.
+    `accumulate`, and half as many for the logits of a chunk. Class blocks hold D·N for the gradient of `hidden` and
+    half as many for the logits of a block, and take a fourth product. So they are chosen for K ≥ 2 N, a narrow kernel,
+    and a target that is not written out for each token.
     """
     checks.check_option("plan", plan, ("auto", "tokens", "classes"))
     if plan != "auto":
@@ -37,8 +37,8 @@ def chosen(
 def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None) -> int:
     """Returns into how many chunks the tokens are cut.
 
-    By default the logits of a chunk are as many as the numbers of `hidden`, or half those of the kernel if that is more.
-    Smaller chunks would save little memory and spend their time on adding to the kernel's gradient.
+    By default the logits of a chunk are as many as the numbers of `hidden`, or half those of the kernel if that is
+    more. Smaller chunks would save little memory and spend their time on adding to the kernel's gradient.
     """
     if chunk_size is None:
         chunk_size = max(tokens * features // classes, features // 2, 1)

@@ -1,7 +1,8 @@
-"""Losses that correct for wrong labels, and the labels themselves: see `jax_ls.noise.labels` for how noise is told.
+"""Losses that correct for wrong labels, and functions that make wrong labels.
 
-Those of `losses.py` know how labels go wrong, those of `robust.py` do not ask. All are `cross_entropy` of another
-target, or a function of log p, so that what holds for it holds here.
+`jax_ls.noise.labels` defines the two rates of noise, e (`flip_rate`) and α (`resample_rate`). Each loss takes the
+options of `cross_entropy`, except `class_weights`.
+Those of `losses.py` know how labels go wrong, those of `robust.py` do not ask.
 """
 
 from jax_ls.noise.labels import disturb_labels, flip_labels, optimal_smoothing

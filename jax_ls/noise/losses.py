@@ -35,9 +35,10 @@ def forward_correction(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """Cross-entropy of the label as noise would show it: −log Σ_k T_ky p_k. Bounded, and at no noise cross-entropy.
+    """Returns the cross-entropy of the predicted noisy label, −log Σ_k T_ky p_k. It is bounded.
 
-    Symmetric noise needs no matrix: −log((1 − α) p_y + α/K). Labels flipped with probability e have α = e K/(K−1).
+    Symmetric noise needs no matrix: −log((1 − α) p_y + α/K), which is cross-entropy at α = 0. Labels flipped with
+    probability e have α = e K/(K−1).
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -53,7 +54,7 @@ def forward_correction(
       Losses (*batch,) in float32 or wider. At α = 0 the derivative in α is held at that of p_y = e⁻⁶⁰/K.
 
     Raises:
-      ValueError: rates outside [0, 1) or rows that are no distributions, where they are concrete.
+      ValueError: concrete rates outside [0, 1), or a concrete matrix whose rows are no distributions.
       TypeError: `resample_rate` and `matrix` are both given, or neither is.
 
     Example:
@@ -85,7 +86,7 @@ def _forward(z: Logits, y: Array, alpha: Array) -> Array:
 
 
 def _forward_by_matrix(z: Logits, y: Array, seen: Target) -> Array:
-    # A label that does not exist has no probability to be seen by: 0 · z_y makes it NaN.
+    # 0 · z_y makes the loss NaN for a label that names no class.
     return z.log_total - z.log_sum(z.probs(seen)) + 0 * z.pick(y)
 
 
@@ -102,10 +103,10 @@ def backward_correction(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """The loss whose average over the noise is the cross-entropy of the clean label: q = row y of T⁻¹.
+    """Returns the loss whose mean over the noise is the cross-entropy of the clean label: q is row y of T⁻¹.
 
-    Symmetric noise is smoothing with a negative ε, spread="all": q = smooth(y, −α / (1 − α)), and exactly that.
-    Unbounded below: train plainly first, or take `forward_correction`.
+    For symmetric noise it is smoothing with a negative ε: q = smooth(y, −α / (1 − α)). The loss is unbounded below:
+    train with plain cross-entropy first, or take `forward_correction`.
 
     Args:
       logits, labels, resample_rate, matrix, where, ignore_index, class_where, z_loss, axis, class_axis_name: as in
@@ -116,7 +117,7 @@ def backward_correction(
       Losses (*batch,) in float32 or wider, of any sign; not finite if T has no inverse.
 
     Raises:
-      AssertionError, TypeError, ValueError: as `forward_correction`.
+      TypeError, ValueError: as in `forward_correction`.
 
     Example:
       >>> from jax_ls import noise
@@ -154,9 +155,10 @@ def label_relaxation(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """KL divergence to the nearest target that gives y at least 1 − α: 0 once p_y ≥ 1 − α, gradient too.
+    """Returns the KL divergence to the nearest target that gives y at least 1 − α.
 
-    Elsewhere (1 − α) log((1 − α) / p_y) + α log(α / (1 − p_y)): the other classes share α as p does.
+    If p_y ≥ 1 − α, loss and gradient are 0. Else it is (1 − α) log((1 − α) / p_y) + α log(α / (1 − p_y)): the other
+    classes of the target share α in proportion to p.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
@@ -169,7 +171,7 @@ def label_relaxation(
       Losses (*batch,) in float32 or wider.
 
     Raises:
-      ValueError: α outside [0, 1), where it is concrete.
+      ValueError: a concrete α outside [0, 1).
 
     Example:
       >>> from jax_ls import noise
@@ -208,9 +210,10 @@ def bootstrap(
     axis: int = -1,
     class_axis_name: AxisName | None = None,
 ) -> Array:
-    """Cross-entropy of a label that the model may overrule: q = β δ_y + (1 − β) p, or δ of its likeliest class.
+    """Returns the cross-entropy of a mixture of the label and the model's prediction, β and 1 − β.
 
-    "soft" is β CE + (1 − β) H(p), gradient through both; "hard" takes the likeliest class as a constant.
+    "soft": q = β δ_y + (1 − β) p. The loss is β CE + (1 − β) H(p), with a gradient through both terms. "hard": p is
+    replaced by δ of the likeliest class, a constant for differentiation.
 
     Args:
       logits: z, real numbers with K classes on `axis`.

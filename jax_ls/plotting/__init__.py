@@ -1,7 +1,7 @@
-"""Pictures of what smoothing does: targets, calibration, sweeps, clusters. They need the extra `jax_ls[plot]`.
+"""Charts of targets, calibration, sweeps and the penultimate layer. They need the extra `jax_ls[plot]`.
 
-Each takes the axes to draw on, or makes a figure, and returns the axes: titles, limits and scales remain yours. Arrays
-are drawn as they are now, outside `jit`.
+Each function takes the axes to draw on, or makes a figure, and returns the axes, whose titles, limits and scales you
+may change. Call them outside `jit`, with concrete arrays.
 """
 
 from jax_ls.plotting.charts import plot_confidence, plot_reliability, plot_sweep, plot_targets

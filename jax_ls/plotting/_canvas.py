@@ -1,17 +1,18 @@
-"""The look that all pictures share, and the axes that they are drawn on."""
+"""The style that all charts share, and the axes that they are drawn on."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's blue, vermilion, green and purple, told apart by all common kinds of color vision.
+# Okabe and Ito's blue, vermilion, green and purple, which all common kinds of color vision can distinguish.
 BLUE, VERMILION, GREEN, PURPLE = COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-PALE = "#FBE7DB"
 MARKERS = ("o", "^", "s", "D")
 
 
 def numbers(name: str, x: Any) -> Any:
-    """An array of real numbers, of NumPy as matplotlib is."""
+    """Returns `x` as a NumPy array of real numbers."""
     try:
         return np.asarray(x, float)
     except (TypeError, ValueError) as error:
@@ -19,7 +20,7 @@ def numbers(name: str, x: Any) -> Any:
 
 
 def new_axes(ax: Any, size: tuple[float, float]) -> Any:
-    """The axes, or those of a new figure of `size` inches."""
+    """Returns `ax`, or the axes of a new figure of `size` inches."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -28,7 +29,7 @@ def new_axes(ax: Any, size: tuple[float, float]) -> Any:
 
 
 def finish(axes: Any, **legend: Any) -> None:
-    """What the charts share."""
+    """Draws grid and legend in the shared style."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

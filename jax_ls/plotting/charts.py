@@ -1,17 +1,19 @@
 """Charts of targets, calibration, confidence and sweeps."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.calibration.reliability import Reliability
-from jax_ls.plotting._canvas import BLUE, COLORS, MARKERS, PALE, VERMILION, finish, new_axes, numbers
+from jax_ls.plotting._canvas import BLUE, COLORS, MARKERS, VERMILION, finish, new_axes, numbers
 from jax_ls.sweeps.results import SweepResult
 from jax_ls.targets import as_target
 
@@ -20,34 +22,33 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_confidence", "plot_reliability", "plot_sweep", "plot_targets"]
 
-Array = jax.typing.ArrayLike
 
-# More cells than this have no room for their numbers.
-WRITTEN = 12
+# The most rows or columns of a heat map whose cells have room for their numbers.
+MOST_WRITTEN = 12
 
 
 def plot_targets(
-    target: Target | Array,
+    target: Target | ArrayLike,
     num_classes: int | None = None,
     *,
     rows: Sequence[object] | None = None,
-    ax: "Axes | None" = None,
-) -> "Axes":
-    """Heat map of targets: a row an example, a column a class, the numbers written in where they fit.
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws targets as a heat map: a row for each example, a column for each class, with numbers if they fit.
 
     Args:
       target: a `Target` of (N,) examples, probabilities (N, K), or integers (N,).
-      num_classes: K, unless the target is probabilities.
-      rows: (N,) names of the rows, the labels for one; their numbers if None.
+      num_classes: K; not needed for probabilities.
+      rows: (N,) names of the rows, such as the labels; their numbers if None.
       ax: matplotlib axes to draw on; a new figure if None.
 
     Returns:
       The axes.
 
     Raises:
-      AssertionError, ValueError: a target that is not one of (N,) examples, N > 0.
+      AssertionError, ValueError: a target without examples, or of examples that are not (N,).
       ImportError: matplotlib is missing.
-      TypeError, ValueError: `num_classes`, `rows`.
+      ValueError: `rows` that are not N names.
 
     Example:
       >>> from jax_ls import plotting
@@ -66,14 +67,14 @@ def plot_targets(
     if rows is not None and len(rows) != len(q):
         raise ValueError(f"rows: expected {len(q)} names, got {rows!r}")
     axes = new_axes(ax, (1.5 + 0.45 * min(q.shape[1], 10), 0.9 + 0.4 * min(q.shape[0], 10)))
-    # A row of NaN, that of a label which names no class, stays white.
+    # A label that names no class has a row of NaN, which stays white.
     shown = q[np.isfinite(q)]
     image = axes.imshow(q, cmap="cividis", vmin=shown.min(initial=0), vmax=shown.max(initial=0), aspect="auto")
-    if max(q.shape) <= WRITTEN:
+    if max(q.shape) <= MOST_WRITTEN:
         middle = (image.norm.vmin + image.norm.vmax) / 2
         for (row, column), value in np.ndenumerate(q):
             ink = "white" if value <= middle else "black"
-            axes.text(column, row, _written(value), ha="center", va="center", color=ink, fontsize=7.5)
+            axes.text(column, row, _without_zero(value), ha="center", va="center", color=ink, fontsize=7.5)
         axes.set(xticks=range(q.shape[1]), yticks=range(q.shape[0]))
     if rows is not None:
         axes.set_yticks(range(q.shape[0]), [str(row) for row in rows])
@@ -84,18 +85,18 @@ def plot_targets(
     return axes
 
 
-def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
-    """Accuracy against confidence, the gap of each bin from the diagonal, and above it how many predictions it holds.
+def plot_reliability(bins: Reliability, *, ax: Axes | None = None) -> Axes:
+    """Draws accuracy against confidence: each bin's gap from the diagonal, and above it the bin's count.
 
     Args:
-      bins: of `calibration.reliability`.
-      ax: matplotlib axes to draw on; a new figure if None. The counts stand in axes of their own on top of it.
+      bins: the result of `calibration.reliability`.
+      ax: matplotlib axes to draw on; a new figure if None. The counts are drawn in axes of their own above.
 
     Returns:
       The axes.
 
     Raises:
-      AssertionError, TypeError: the bins of many classes or models at once, or none at all.
+      AssertionError: the bins of several classes or models.
       ImportError: matplotlib is missing.
 
     Example:
@@ -107,16 +108,16 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    edges, count, confidence, accuracy = _drawn(bins)
+    edges, count, confidence, accuracy = _arrays_of(bins)
     axes = new_axes(ax, (4.6, 5.6))
     full = (count > 0) & (np.diff(edges) > 0)
     left, width = edges[:-1][full], np.diff(edges)[full]
     confidence, accuracy = confidence[full], accuracy[full]
     box = {"width": width, "align": "edge"}
     axes.bar(left, accuracy, **box, color=BLUE, edgecolor="white", lw=0.8, label="accuracy")
-    gap = {"facecolor": PALE, "edgecolor": VERMILION, "hatch": "////", "lw": 0.8, "label": "gap to confidence"}
+    # An outline: the bar of an underconfident bin lies behind its gap, and is to be seen whole.
+    gap = {"facecolor": "none", "edgecolor": VERMILION, "hatch": "////", "lw": 0.8, "label": "gap to confidence"}
     axes.bar(left, confidence - accuracy, **box, bottom=accuracy, **gap)
-    axes.hlines(accuracy, left, left + width, color=BLUE, lw=2.5)
     axes.plot([0, 1], [0, 1], ":", color="0.25", lw=1.4, label="calibrated")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     error, excess = float(bins.error()), float(bins.overconfidence)
@@ -128,21 +129,23 @@ def plot_reliability(bins: Reliability, *, ax: "Axes | None" = None) -> "Axes":
 
 
 def plot_confidence(
-    bins: Reliability, *, label: str | None = None, color: str | None = None, ax: "Axes | None" = None
-) -> "Axes":
-    """Histogram of confidence, its mean (dashed) and the accuracy (solid). Draw several models on the same axes.
+    bins: Reliability, *, label: str | None = None, color: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draws a histogram of confidence, its mean (dashed) and the accuracy (solid).
+
+    Several models may be drawn on the same axes.
 
     Args:
-      bins: of `calibration.reliability`; more of them (`num_bins=50`) show more.
+      bins: the result of `calibration.reliability`; with `num_bins=50` the histogram shows more detail.
       label: name of the model in the legend.
-      color: of matplotlib; the next of a palette for the color-blind if None.
+      color: a matplotlib color; the next of a color-blind safe palette if None.
       ax: matplotlib axes to draw on; a new figure if None.
 
     Returns:
       The axes.
 
     Raises:
-      AssertionError, TypeError: the bins of many classes or models at once, or none at all.
+      AssertionError: the bins of several classes or models.
       ImportError: matplotlib is missing.
 
     Example:
@@ -154,7 +157,7 @@ def plot_confidence(
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    edges, count, _, _ = _drawn(bins)
+    edges, count, _, _ = _arrays_of(bins)
     axes = new_axes(ax, (5.2, 3.6))
     color = color or COLORS[len(axes.patches) // 2 % len(COLORS)]
     total = max(count.sum(), 1)
@@ -174,23 +177,23 @@ def plot_confidence(
 
 
 def plot_sweep(
-    result: SweepResult, metric: str | None = None, *, label: str | None = None, ax: "Axes | None" = None
-) -> "Axes":
-    """A metric against ε: the mean over seeds, its standard error, every run as a dot, and a ring around the best mean.
+    result: SweepResult, metric: str | None = None, *, label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draws a metric against ε: mean over seeds, its standard error, a dot for each run, a ring around the best mean.
 
     Args:
-      result: of `sweeps.sweep` over ε, or over one parameter of another name. Runs that diverged are left out.
-      metric: the name of a metric that is one number a run; if None, `result.metric`, or the only one that there is.
-        The ring is drawn for `result.metric` alone, around `result.best`.
+      result: the result of `sweeps.sweep` over one parameter, ε or another. Runs that diverged are left out.
+      metric: the name of a metric with one number per run. If None, `result.metric`, or the only such metric.
+        The ring, around `result.best`, is drawn only for `result.metric`.
       label: name of the curve in the legend.
-      ax: matplotlib axes to draw on, more curves than one if you like; a new figure if None.
+      ax: matplotlib axes to draw on, which may hold other curves; a new figure if None.
 
     Returns:
       The axes.
 
     Raises:
       ImportError: matplotlib is missing.
-      TypeError, ValueError: `result` is no `SweepResult` or one of several parameters, `metric` is not in it.
+      ValueError: `result` is a sweep over several parameters, or has no such metric.
 
     Example:
       >>> from jax_ls import plotting, sweeps
@@ -199,7 +202,7 @@ def plot_sweep(
       >>> plotting.plot_sweep(result).get_ylabel()
       'loss'
     """
-    parameter, metric = _swept(result, metric)
+    parameter, metric = _names_of(result, metric)
     values, runs = result.points[parameter], np.asarray(result.metrics[metric], float)
     mean, error = result.mean(metric), np.nan_to_num(result.standard_error(metric))
     order = np.argsort(values)
@@ -215,15 +218,15 @@ def plot_sweep(
     best = result.best_index
     if metric == result.metric and best is not None:
         symbol = "ε" if parameter == "smoothing" else parameter
-        told = f"best: {symbol} = {values[best]:.3g}, {mean[best]:.4g}"
-        axes.plot(values[best], mean[best], "o", label=told, mfc="none", mec=color, mew=2, ms=13)
+        text = f"best: {symbol} = {values[best]:.3g}, {mean[best]:.4g}"
+        axes.plot(values[best], mean[best], "o", label=text, mfc="none", mec=color, mew=2, ms=13)
     axes.set(xlabel="smoothing ε" if parameter == "smoothing" else parameter, ylabel=metric)
     finish(axes)
     return axes
 
 
-def _swept(result: Any, metric: str | None) -> tuple[str, str]:
-    """The parameter and the metric that `plot_sweep` draws."""
+def _names_of(result: Any, metric: str | None) -> tuple[str, str]:
+    """Returns the names of the parameter and the metric that `plot_sweep` draws."""
     if not isinstance(result, SweepResult):
         raise TypeError(f"result: expected a SweepResult, of sweeps.sweep, got {checks.describe(result)}")
     parameters = list(result.points)
@@ -236,21 +239,21 @@ def _swept(result: Any, metric: str | None) -> tuple[str, str]:
     return parameters[0], str(metric)
 
 
-def _written(value: float) -> str:
-    """.25 for 0.25."""
+def _without_zero(value: float) -> str:
+    """Returns a number in three digits without its leading zero: .25 for 0.25."""
     text = f"{value:.3f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else re.sub(r"^(-?)0\.", r"\1.", text)
 
 
 def _missing(bins: Reliability) -> str:
-    """Why there are no figures to tell, if there are none."""
+    """Returns why there are no figures for the legend, or "" if there are."""
     if not np.sum(bins.count):
         return "no examples"
     return "confidence of NaN" if np.isnan(np.sum(bins.confidence_sum)) else ""
 
 
-def _drawn(bins: Any) -> tuple[np.ndarray, ...]:
-    """Edges, count, confidence and accuracy of one set of bins."""
+def _arrays_of(bins: Any) -> tuple[np.ndarray, ...]:
+    """Returns edges, count, confidence and accuracy of the bins of one model."""
     if not isinstance(bins, Reliability):
         raise TypeError(f"bins: expected a Reliability, of calibration.reliability, got {checks.describe(bins)}")
     checks.assert_rank("bins", bins.count, 1, "the bins of one model, count (B,)")
@@ -258,7 +261,7 @@ def _drawn(bins: Any) -> tuple[np.ndarray, ...]:
 
 
 def _counts(axes: Any, left: np.ndarray, width: np.ndarray, count: np.ndarray) -> None:
-    """How many predictions each bin holds, on a logarithmic scale, on top of the axes."""
+    """Draws the count of each bin, on a logarithmic scale, above the axes."""
     from mpl_toolkits.axes_grid1 import make_axes_locatable
 
     top = make_axes_locatable(axes).append_axes("top", size="22%", pad=0.08, sharex=axes)
@@ -268,7 +271,7 @@ def _counts(axes: Any, left: np.ndarray, width: np.ndarray, count: np.ndarray) -
         text = f"{n:.0f}" if n < 1000 else f"{n / 1000:.1f}k" if n < 1e6 else f"{n / 1e6:.1f}M"
         place = {"textcoords": "offset points", "ha": "center", "va": "bottom", "rotation": 90 if narrow else 0}
         top.annotate(text, (x, n), (0, 2), fontsize=6.5, **place)
-    # Room for the numbers, which say what ticks would.
+    # Room for the numbers, which take the place of ticks.
     top.set(ylabel="count", ylim=(0.5, max(count.max(initial=1), 10) ** 1.5))
     top.tick_params(left=False, labelleft=False, labelbottom=False, which="both")
     top.spines[["top", "right", "left"]].set_visible(False)

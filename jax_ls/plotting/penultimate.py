@@ -1,10 +1,12 @@
-"""The last layer's inputs, seen in the plane of three classes' templates."""
+"""The inputs of the last layer, projected to the plane through the templates of three classes."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.plotting._canvas import COLORS, MARKERS, finish, new_axes, numbers
@@ -14,29 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["penultimate_projection", "plot_penultimate"]
 
-Array = jax.typing.ArrayLike
-
 
 def penultimate_projection(
-    features: Array, kernel: Array, *, bias: Array | None = None, classes: Sequence[int] = (0, 1, 2)
+    features: ArrayLike, kernel: ArrayLike, *, bias: ArrayLike | None = None, classes: Sequence[int] = (0, 1, 2)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features, and templates of three classes, in the plane through those templates.
+    """Returns features and the templates of three classes, projected to the plane through the templates.
 
-    Coordinates are x·e₁ and x·e₂, for e an orthonormal basis of the plane's directions, w₁ − w₀ and w₂ − w₀. With a
-    bias, the templates are (w_k, b_k) and the features (x, 1), so that their product is the logit.
+    The coordinates are x·e₁ and x·e₂, where e₁ and e₂ are an orthonormal basis of the span of w₁ − w₀ and w₂ − w₀. With
+    a bias, the templates are (w_k, b_k) and the features (x, 1), so that their product is the logit.
 
     Args:
       features: inputs of the last layer, (N, D).
-      kernel: its weights, (D, C) as in Flax; column k is the template of class k.
-      bias: (C,).
-      classes: the three.
+      kernel: weights of the last layer, (D, C) as in Flax; column k is the template w_k of class k.
+      bias: bias of the last layer, (C,).
+      classes: the three classes.
 
     Returns:
-      Features (N, 2) and templates (3, 2), the mean template in the origin of both.
+      Features (N, 2) and templates (3, 2), relative to the mean template.
 
     Raises:
-      AssertionError, TypeError: arrays that do not fit, by name.
-      ValueError: `classes` that are not three of [0, C), or templates that are numbers (D = 1) and span no plane.
+      ValueError: `classes` that are not three of [0, C), or D = 1 without a bias: the templates then span no plane.
 
     Example:
       >>> from jax_ls import plotting
@@ -64,30 +63,31 @@ def penultimate_projection(
 
 
 def plot_penultimate(
-    features: Array,
-    labels: Array,
-    kernel: Array,
+    features: ArrayLike,
+    labels: ArrayLike,
+    kernel: ArrayLike,
     *,
-    bias: Array | None = None,
+    bias: ArrayLike | None = None,
     classes: Sequence[int] = (0, 1, 2),
     names: Sequence[str] | None = None,
-    ax: "Axes | None" = None,
-) -> "Axes":
-    """Examples of three classes in the plane of their templates: smoothing draws each class into a tight cluster.
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws the examples of three classes in the plane of their templates.
+
+    With smoothing each class forms a tight cluster.
 
     Args:
       features, kernel, bias, classes: as in `penultimate_projection`.
       labels: integers (N,); examples of other classes are left out.
-      names: of the three classes, in their order; their numbers if None.
+      names: names of the three classes, in the order of `classes`; their numbers if None.
       ax: matplotlib axes to draw on; a new figure if None.
 
     Returns:
       The axes. Dotted lines point to the templates.
 
     Raises:
-      AssertionError, TypeError: arrays that do not fit, by name.
       ImportError: matplotlib is missing.
-      ValueError: as `penultimate_projection`, and `names` that are not three.
+      ValueError: as in `penultimate_projection`, or `names` that are not three.
 
     Example:
       >>> from jax_ls import plotting
@@ -109,7 +109,7 @@ def plot_penultimate(
     size = np.abs(shown).max() if len(shown) else 1.0
     looks = zip(COLORS[:3], MARKERS[:3], strict=True)
     for k, name, template, (color, marker) in zip(chosen, names, templates, looks, strict=True):
-        # A template in the middle of the others points nowhere.
+        # A template at the mean of the three has length 0, and no direction.
         tip = template / (np.linalg.norm(template) or 1) * size * 1.05
         axes.plot([0, tip[0]], [0, tip[1]], ":", color=color, lw=1.4, zorder=1)
         style = {"color": color, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
@@ -123,7 +123,7 @@ def plot_penultimate(
 
 
 def _three(classes: Any, count: int) -> list[int]:
-    """Three different classes of [0, count)."""
+    """Returns the classes as a list of three different numbers of [0, count)."""
     given = np.asarray(classes)
     chosen = given.tolist() if given.shape == (3,) and np.issubdtype(given.dtype, np.integer) else []
     if len(set(chosen) & set(range(count))) != 3:

@@ -1,8 +1,8 @@
-"""Reinforcement learning from comparisons: which of two answers is better, when some of the comparisons are wrong.
+"""Losses of comparisons between two answers, some of which may be flipped, and smoothed policies.
 
-A comparison is a binary label, and a loss here is `sigmoid_cross_entropy` of a difference of rewards, or a cousin of it
-(`exo_pair`, `ipo`). With ε as the share of flipped pairs, smoothing by ε makes it conservative, and by −ε/(1−2ε)
-unbiased. Policies are in `policies.py`.
+A comparison is a binary label, and each loss is `sigmoid_cross_entropy` of a difference of rewards, or a cousin
+of it (`exo_pair`, `ipo`). If a share e of the
+pairs is flipped, smoothing by e makes the loss conservative, and smoothing by −e/(1−2e) makes it unbiased.
 """
 
 from jax_ls.preferences.losses import (

@@ -1,9 +1,13 @@
-"""Losses of pairs of answers: Bradley-Terry and direct preference optimisation."""
+"""Losses of pairs of answers: Bradley-Terry, and direct preference optimisation (DPO)."""
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.checks import as_parameter, as_positive
@@ -22,13 +26,11 @@ __all__ = [
     "sequence_log_probability",
 ]
 
-Array = jax.typing.ArrayLike
-
 
 class Preference(NamedTuple):
-    """What direct preference optimisation returns of each pair, (*batch,) each.
+    """The loss, implicit rewards and accuracy of each pair in direct preference optimisation, (*batch,) each.
 
-    `accuracy` is 1 where the chosen answer has the larger implicit reward, else 0.
+    `accuracy` is 1 if the chosen answer has the larger implicit reward, else 0.
 
     Example:
       >>> from jax_ls.preferences import dpo
@@ -37,19 +39,19 @@ class Preference(NamedTuple):
       [10.0]
     """
 
-    loss: jax.Array
-    chosen_reward: jax.Array
-    rejected_reward: jax.Array
-    accuracy: jax.Array
+    loss: Array
+    chosen_reward: Array
+    rejected_reward: Array
+    accuracy: Array
 
 
 def bradley_terry(
-    chosen_reward: Array, rejected_reward: Array, smoothing: Array = 0.0, *, where: Array | None = None
-) -> jax.Array:
-    """The loss of a reward model: −(1−ε) log σ(h) − ε log σ(−h), h = r_chosen − r_rejected.
+    chosen_reward: ArrayLike, rejected_reward: ArrayLike, smoothing: ArrayLike = 0.0, *, where: ArrayLike | None = None
+) -> Array:
+    """Returns the loss of a reward model, −(1−ε) log σ(h) − ε log σ(−h) with h = r_chosen − r_rejected.
 
-    Least at σ(h) = 1 − ε. Where a share ε of the pairs is flipped, ε itself is conservative: rewards shrink; and
-    `robust_smoothing(ε)` unbiased.
+    Its minimum is at σ(h) = 1 − ε. If a share e of the pairs is flipped, ε = e is conservative: rewards shrink.
+    ε = `robust_smoothing(e)` is unbiased.
 
     Args:
       chosen_reward, rejected_reward: real numbers (*batch,).
@@ -58,10 +60,6 @@ def bradley_terry(
 
     Returns:
       Losses (*batch,) in float32 or wider.
-
-    Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError: rewards or smoothing that are no real numbers.
 
     Example:
       >>> from jax_ls.preferences import bradley_terry
@@ -82,34 +80,33 @@ def bradley_terry(
 
 
 def dpo(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: Array = 0.1,
-    smoothing: Array = 0.0,
-    where: Array | None = None,
+    beta: ArrayLike = 0.1,
+    smoothing: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
 ) -> Preference:
-    """Direct preference optimisation: `bradley_terry` of the implicit rewards β (log π − log π_ref).
+    """Returns the loss of direct preference optimisation: `bradley_terry` of the rewards β (log π − log π_ref).
 
-    −(1−ε) log σ(h) − ε log σ(−h), conservative for ε > 0: least at a difference of rewards h = log((1−ε)/ε), where
-    plain DPO goes on for ever.
+    −(1−ε) log σ(h) − ε log σ(−h) for a difference of rewards h. With ε > 0 the loss is conservative: its minimum is at
+    h = log((1−ε)/ε), while plain DPO pushes h to infinity.
 
     Args:
       policy_chosen, policy_rejected: log π of whole answers, (*batch,); see `sequence_log_probability`.
-      reference_chosen, reference_rejected: log π_ref of the same answers. Wrap them in `jax.lax.stop_gradient` if they
-        depend on what is trained.
-      beta: β > 0, () or (*batch,). May be traced; NaN there if not positive.
+      reference_chosen, reference_rejected: log π_ref of the same answers. If they depend on trained parameters, wrap
+        them in `jax.lax.stop_gradient`.
+      beta: β > 0, () or (*batch,). May be traced; NaN if not positive.
       smoothing: ε, () or (*batch,); any sign, may be traced.
-      where: boolean (*batch,), the pairs that count; elsewhere all is 0.
+      where: boolean (*batch,), the pairs that count; elsewhere all numbers are 0.
 
     Returns:
       A `Preference`: loss, implicit rewards and accuracy of each pair.
 
     Raises:
-      AssertionError: shapes that do not fit, by name.
-      TypeError, ValueError: arguments that are no real numbers, a β that is not positive.
+      ValueError: a concrete β ≤ 0.
 
     Example:
       >>> from jax_ls.preferences import dpo
@@ -126,14 +123,14 @@ def dpo(
 
 
 def exo_pair(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: Array = 0.1,
-    smoothing: Array = 1e-3,
-    where: Array | None = None,
+    beta: ArrayLike = 0.1,
+    smoothing: ArrayLike = 1e-3,
+    where: ArrayLike | None = None,
 ) -> Preference:
     """EXO on pairs: the reverse divergence KL(p ‖ (1 − ε, ε)) of p = σ(h), h the difference of implicit rewards.
 
@@ -172,14 +169,14 @@ def exo_pair(
 
 
 def ipo(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: Array = 0.1,
-    smoothing: Array = 0.0,
-    where: Array | None = None,
+    beta: ArrayLike = 0.1,
+    smoothing: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
 ) -> Preference:
     """Identity preference optimisation: (1−ε) (h − 1/2β)² + ε (h + 1/2β)², h the difference of log π − log π_ref.
 
@@ -217,29 +214,29 @@ def ipo(
 
 
 def robust_dpo(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: Array = 0.1,
-    flip_rate: Array = 0.0,
-    where: Array | None = None,
+    beta: ArrayLike = 0.1,
+    flip_rate: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
 ) -> Preference:
-    """DPO that flipped pairs do not bias: `dpo` at ε = −e/(1−2e), whose mean over flips is the loss without them.
+    """Returns the loss of DPO without the bias of flipped pairs: `dpo` at ε = −e/(1−2e).
 
-    Where a pair is always won, the loss has no least value: stop early, or keep β h in reach by other means.
+    Its mean over the flips is the loss of the true pairs. If one answer of a pair always wins, the loss is unbounded
+    below: stop early, or limit h by other means.
 
     Args:
       policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, where: as in `dpo`.
-      flip_rate: e < 1/2, the share of flipped pairs, () or (*batch,). May be traced; NaN there if not below 1/2.
+      flip_rate: e < 1/2, the share of flipped pairs, () or (*batch,). May be traced; NaN if not below 1/2.
 
     Returns:
       A `Preference`. Losses may be negative.
 
     Raises:
-      AssertionError, TypeError: as `dpo`.
-      ValueError: e ≥ 1/2, where labels tell nothing; a β that is not positive.
+      ValueError: a concrete e ≥ 1/2, at which labels carry no information, or a concrete β ≤ 0.
 
     Example:
       >>> from jax_ls.preferences import robust_dpo
@@ -254,17 +251,17 @@ def robust_dpo(
     return dpo(*pairs, beta=beta, smoothing=robust_smoothing(flip_rate), where=where)
 
 
-def robust_smoothing(flip_rate: Array) -> jax.Array:
-    """−e/(1−2e): the smoothing that makes a binary loss unbiased where a share e of the labels is flipped.
+def robust_smoothing(flip_rate: ArrayLike) -> Array:
+    """Returns −e/(1−2e), the smoothing at which a binary loss is unbiased if a share e of the labels is flipped.
 
     Args:
-      flip_rate: e < 1/2, any shape. May be traced; NaN there if not below 1/2.
+      flip_rate: e < 1/2, any shape. May be traced; NaN if not below 1/2.
 
     Returns:
       A negative smoothing for `bradley_terry`, `dpo` or `sigmoid_cross_entropy` with `prior=0`.
 
     Raises:
-      TypeError, ValueError: no real numbers, or not below 1/2.
+      ValueError: a concrete e ≥ 1/2.
 
     Example:
       >>> from jax_ls.preferences import robust_smoothing
@@ -279,34 +276,33 @@ def robust_smoothing(flip_rate: Array) -> jax.Array:
 
 
 def sequence_log_probability(
-    outputs: Array,
-    labels: Array,
+    outputs: ArrayLike,
+    labels: ArrayLike,
     *,
-    kernel: Array | None = None,
-    where: Array | None = None,
-    class_where: Array | None = None,
-    bias: Array | None = None,
+    kernel: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     softcap: float | None = None,
     chunk_size: int | None = None,
     transposed: bool = False,
     class_axis_name: AxisName | None = None,
-) -> jax.Array:
-    """log π of whole sequences, Σ_t log p(y_t): of logits, or of hidden states and a kernel without their logits.
+) -> Array:
+    """Returns log π of whole sequences, Σ_t log p(y_t), from logits, or from hidden states without their logits.
 
     Args:
-      outputs: logits (*batch, T, K); with a kernel, hidden states (*batch, T, D).
+      outputs: logits (*batch, T, K), or hidden states (*batch, T, D) if there is a kernel.
       labels: y, integers (*batch, T), already shifted: outputs at t predict label t.
-      kernel: the output layer, (D, K), or (K, D) if transposed.
-      where: boolean (*batch, T), the tokens that count: no prompt, no padding. Any label may stand elsewhere.
+      kernel: the kernel of the output layer, (D, K), or (K, D) if `transposed`.
+      where: boolean (*batch, T), the tokens that count: leave out prompt and padding, whose labels may be any integer.
       class_where: boolean (K,), the classes that exist.
-      bias, softcap, chunk_size, transposed: of the layer, as in `linear_cross_entropy`; only with a kernel.
+      bias, softcap, chunk_size, transposed: options of the layer as in `linear_cross_entropy`, only with a kernel.
       class_axis_name: as in `cross_entropy`.
 
     Returns:
       Log-probabilities (*batch,) in float32 or wider; NaN for a sequence with a label that names no class.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
       TypeError: an option of the layer without a kernel.
 
     Example:
@@ -346,13 +342,13 @@ def sequence_log_probability(
 
 
 def _rewards(
-    policy_chosen: Array,
-    policy_rejected: Array,
-    reference_chosen: Array,
-    reference_rejected: Array,
-    beta: Array,
-    where: Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
+    beta: ArrayLike,
+    where: ArrayLike | None,
+) -> tuple[Array, Array, Array | None]:
     """Implicit rewards β (log π − log π_ref) of both answers, 0 for pairs that do not count, and which count."""
     chosen, rejected, chosen_before, rejected_before = _pairs(
         policy_chosen=policy_chosen,
@@ -370,12 +366,12 @@ def _rewards(
     return better, worse, where
 
 
-def _preference(losses: jax.Array, better: jax.Array, worse: jax.Array) -> Preference:
+def _preference(losses: Array, better: Array, worse: Array) -> Preference:
     return Preference(losses, better, worse, (better > worse).astype(better.dtype))
 
 
-def _pairs(**given: Array) -> list[jax.Array]:
-    """Real numbers of one shape, that of the first, in the widest of their dtypes."""
+def _pairs(**given: ArrayLike) -> list[Array]:
+    """Returns the arguments as real numbers in the widest of their dtypes. All must have the shape of the first."""
     values = {name: checks.as_weight(name, x) for name, x in given.items()}
     shape = next(iter(values.values())).shape
     for name, x in values.items():

@@ -1,12 +1,16 @@
-"""Policies smoothed: (1 − ε) π + ε u over the actions that are legal.
+"""Smoothed policies (1 − ε) π + ε u over the legal actions.
 
-They come written out, (*batch, A), to be sampled from; `cross_entropy` takes them as targets for imitation too. The
-entropy bonus of policy gradients is the smoothing of a loss instead: `jax_ls.penalties.confidence_penalty`. What TD3
-calls target policy smoothing, noise on actions, is another thing.
+Policies are arrays (*batch, A) to sample from. `cross_entropy` also takes them as targets for imitation. The entropy
+bonus of policy gradients is a penalty on the loss: `jax_ls.penalties.confidence_penalty`. The target policy smoothing
+of TD3 is noise on actions, and not in this library.
 """
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Restricted
@@ -17,32 +21,26 @@ from jax_ls.targets import Dense
 
 __all__ = ["dirichlet_noise", "epsilon_greedy", "smooth_policy"]
 
-Array = jax.typing.ArrayLike
-
 
 def smooth_policy(
-    policy: Array,
-    smoothing: Array,
+    policy: ArrayLike,
+    smoothing: ArrayLike,
     *,
-    legal_actions: Array | None = None,
-    prior: Array | None = None,
+    legal_actions: ArrayLike | None = None,
+    prior: ArrayLike | None = None,
     from_logits: bool = False,
-) -> jax.Array:
-    """A policy with a share ε of its mass spread: (1 − ε) π + ε u, all of it on legal actions.
+) -> Array:
+    """Returns the smoothed policy (1 − ε) π + ε u, with all mass on legal actions.
 
     Args:
       policy: π, probabilities (*batch, A), or logits.
       smoothing: ε, () or (*batch,); may be traced.
-      legal_actions: boolean (A,) or (*batch, A); π and u are renormalised over those.
+      legal_actions: boolean (A,) or (*batch, A); π and u are renormalised over these actions.
       prior: u, (A,) or (*batch, A); uniform if None.
-      from_logits: `policy` is logits: π = softmax over the legal actions.
+      from_logits: whether `policy` holds logits; π is then their softmax over the legal actions.
 
     Returns:
-      Probabilities (*batch, A). A row without a legal action is NaN, and so is one whose π or u has no mass on any.
-
-    Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError: a smoothing that is no real number.
+      Probabilities (*batch, A). A row is NaN if it has no legal action, or if π or u has no mass on a legal action.
 
     Example:
       >>> from jax_ls.preferences import smooth_policy
@@ -63,28 +61,24 @@ def smooth_policy(
     if legal is None:
         pure = Dense(_softmax(given, None) if from_logits else given)
         return smooth(pure, epsilon, prior=prior).probs(given.shape[-1])
-    # A row with nothing legal is worked out as if all were: a NaN on the way would reach the slope of a shared ε.
-    some = jnp.any(legal, axis=-1, keepdims=True)
-    shown = legal | ~some
+    # A row without a legal action is computed as if all were legal: a NaN there would reach the gradient of a shared ε.
+    has_legal = jnp.any(legal, axis=-1, keepdims=True)
+    shown = legal | ~has_legal
     pure = Restricted(Dense(_softmax(given, shown) if from_logits else given), shown)
     smoothed = smooth(pure, epsilon, prior=prior, class_where=shown).probs(given.shape[-1])
-    return jnp.where(align(some, smoothed.ndim), smoothed, jnp.nan)
+    return jnp.where(align(has_legal, smoothed.ndim), smoothed, jnp.nan)
 
 
-def epsilon_greedy(action_values: Array, smoothing: Array, *, legal_actions: Array | None = None) -> jax.Array:
-    """The greedy policy, smoothed: 1 − ε on the best legal action, and ε over all legal ones.
+def epsilon_greedy(action_values: ArrayLike, smoothing: ArrayLike, *, legal_actions: ArrayLike | None = None) -> Array:
+    """Returns the smoothed greedy policy: 1 − ε on the best legal action, and ε spread over all legal actions.
 
     Args:
-      action_values: real numbers (*batch, A); equal best actions share alike.
+      action_values: real numbers (*batch, A); actions that tie for the best share 1 − ε equally.
       smoothing: ε, () or (*batch,); may be traced.
       legal_actions: boolean (A,) or (*batch, A).
 
     Returns:
-      Probabilities (*batch, A). A row without a legal action, or with a NaN on one, is NaN.
-
-    Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError: a smoothing that is no real number.
+      Probabilities (*batch, A). A row is NaN if it has no legal action, or a NaN on a legal action.
 
     Example:
       >>> from jax_ls.preferences import epsilon_greedy
@@ -103,28 +97,29 @@ def epsilon_greedy(action_values: Array, smoothing: Array, *, legal_actions: Arr
 
 
 def dirichlet_noise(
-    key: jax.Array,
-    probs: Array,
+    key: Array,
+    probs: ArrayLike,
     *,
-    fraction: Array = 0.25,
-    alpha: Array = 0.3,
-    legal_actions: Array | None = None,
-) -> jax.Array:
-    """Exploration at the root of a search: (1 − f) π + f η, η ~ Dirichlet(α) over the legal actions.
+    fraction: ArrayLike = 0.25,
+    alpha: ArrayLike = 0.3,
+    legal_actions: ArrayLike | None = None,
+) -> Array:
+    """Returns a policy with exploration noise: (1 − f) π + f η with η ~ Dirichlet(α) over the legal actions.
+
+    AlphaGo Zero uses it at the root of its search.
 
     Args:
       key: a key of `jax.random`.
       probs: π, probabilities (*batch, A).
       fraction: f, () or (*batch,).
-      alpha: α > 0, (), (A,) or (*batch, A): small ones choose few actions. May be traced; NaN there if not positive.
+      alpha: α > 0, (), (A,) or (*batch, A): a small α gives noise on few actions. May be traced; NaN if not > 0.
       legal_actions: boolean (A,) or (*batch, A).
 
     Returns:
       Probabilities (*batch, A); a row without a legal action is NaN.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError, ValueError: a fraction that is no real number, an α that is not positive.
+      ValueError: a concrete α ≤ 0.
 
     Example:
       >>> from jax_ls.preferences import dirichlet_noise
@@ -139,17 +134,17 @@ def dirichlet_noise(
     share = checks.as_weight("fraction", fraction)
     checks.assert_shape("fraction", share, [(), p.shape[:-1]], f"() or {p.shape[:-1]}, the shape of the batch")
     concentration = checks.as_broadcast("alpha", as_positive("alpha", alpha), p)
-    # Of logarithms, for at a small α most gammas are below the least float.
+    # From logarithms, because at a small α most gamma variates underflow.
     noise = _softmax(jax.random.loggamma(key, concentration), _as_legal(legal_actions, p))
     return smooth_policy(p, share, legal_actions=legal_actions, prior=noise)
 
 
-def _softmax(logits: jax.Array, legal: jax.Array | None) -> jax.Array:
+def _softmax(logits: Array, legal: Array | None) -> Array:
     z = logits if legal is None else jnp.where(align(legal, logits.ndim), logits, -jnp.inf)
     return jax.nn.softmax(z, axis=-1)
 
 
-def _as_legal(legal_actions: Array | None, values: jax.Array) -> jax.Array | None:
+def _as_legal(legal_actions: ArrayLike | None, values: Array) -> Array | None:
     if legal_actions is None:
         return None
     legal = checks.as_class_where("legal_actions", legal_actions)

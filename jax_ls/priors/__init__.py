@@ -1,9 +1,9 @@
-"""u: where the smoothed mass goes. Each function gives what the `prior` argument of `smooth` and the losses takes.
+"""Priors u, which say where the smoothed mass goes, for the `prior` argument of `smooth` and of the losses.
 
-One vector (K,) for all labels: `unigram`. A table (K, K), made once, whose row y is the u of label y, for
-`prior=Rows(table, labels)`: `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`, `geometric`, `triangular`,
-`beta`, `poisson`. A `Target` of its own for each example: `neighbors`, `spatial`, `teacher`, `mix`. `logit_adjustment`
-is no u: it goes on the logits.
+`unigram` returns one vector (K,) for all labels. `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`,
+`geometric`, `triangular`, `beta` and `poisson` return a table (K, K) whose row y is the u of label y: make it once, and
+pass `prior=Rows(table, labels)`. `neighbors`, `spatial`, `teacher` and `mix` return a `Target` with a u for each example.
+`logit_adjustment` is no u: it is added to the logits.
 """
 
 from jax_ls.priors.classes import hierarchy, logit_adjustment, mix, similarity, teacher, tree_distances, unigram

@@ -1,11 +1,15 @@
-"""u for classes as they are counted, compared or grouped in a tree; a teacher's u; mixtures of targets."""
+"""u from counts of classes, their similarity, a tree of them or a teacher; mixtures of targets."""
+
+from __future__ import annotations
 
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
@@ -15,26 +19,27 @@ __all__ = ["hierarchy", "logit_adjustment", "mix", "similarity", "teacher", "tre
 
 
 def unigram(
-    counts: jax.typing.ArrayLike,
+    counts: ArrayLike,
     *,
-    pseudo_count: jax.typing.ArrayLike = 1.0,
-    temperature: jax.typing.ArrayLike = 1.0,
-    class_where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
-    """Classes as often as they occur: u_k ∝ (count_k + pseudo)^(1/T). T → ∞ is uniform.
+    pseudo_count: ArrayLike = 1.0,
+    temperature: ArrayLike = 1.0,
+    class_where: ArrayLike | None = None,
+) -> Array:
+    """Returns u in proportion to how often each class occurs: u_k ∝ (count_k + pseudo_count)^(1/T).
+
+    T → ∞ gives the uniform distribution.
 
     Args:
-      counts: (K,) numbers ≥ 0, of any size. May be traced; NaN there if negative.
-      pseudo_count: a number ≥ 0 added to each, so that no class is without mass.
+      counts: (K,) numbers ≥ 0, of any size. May be traced; negative ones then give NaN.
+      pseudo_count: a number ≥ 0 that is added to each count, so that every class gets mass.
       temperature: T > 0, a number.
-      class_where: boolean (K,), the classes that get mass: no padding, no blank.
+      class_where: boolean (K,), the classes that get mass: leave out padding and blanks.
 
     Returns:
       u, (K,); it sums to 1.
 
     Raises:
-      AssertionError: counts that are no vector, `class_where` of another length.
-      TypeError, ValueError: counts or `pseudo_count` that are negative or not finite, all of them 0, T ≤ 0.
+      ValueError: concrete counts that are negative, not finite or all 0, or T ≤ 0.
 
     Example:
       >>> from jax_ls import priors
@@ -52,18 +57,18 @@ def unigram(
     if class_where is not None:
         n = jnp.where(checks.as_where("class_where", class_where, n.shape), n, 0)
     top = checks.as_positive("the largest of counts", jax.lax.stop_gradient(jnp.max(n)))
-    # Of the largest, so that no power overflows.
+    # Relative to the largest count, so that no power overflows.
     weights = (n / top) ** (1 / temperature.astype(n.dtype))
     weights = jnp.where(jnp.isnan(temperature), jnp.nan, weights)  # 1 to the power NaN is 1
     return weights / jnp.sum(weights)
 
 
 def logit_adjustment(
-    counts: jax.typing.ArrayLike,
+    counts: ArrayLike,
     *,
-    strength: jax.typing.ArrayLike = 1.0,
-    pseudo_count: jax.typing.ArrayLike = 0.0,
-) -> jax.Array:
+    strength: ArrayLike = 1.0,
+    pseudo_count: ArrayLike = 0.0,
+) -> Array:
     """Returns τ log π_k, π_k = N_k / Σ N: what is added to the logits in training on classes of unequal frequency.
 
     The loss of `logits + logit_adjustment(counts)` makes the plain logits rank classes as if they were equally
@@ -95,29 +100,30 @@ def logit_adjustment(
 
 
 def similarity(
-    embeddings: jax.typing.ArrayLike | None = None,
+    embeddings: ArrayLike | None = None,
     *,
-    confusion: jax.typing.ArrayLike | None = None,
-    temperature: jax.typing.ArrayLike = 1.0,
+    confusion: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     metric: Literal["cosine", "dot"] = "cosine",
-) -> jax.Array:
-    """Rows softmax_k(s_yk / τ) over the other classes, k ≠ y: classes that are alike share the mass.
+) -> Array:
+    """Returns a table whose row y gives the mass to classes similar to y: softmax_k(s_yk / τ) over k ≠ y.
 
-    s is the similarity of class embeddings, or of a confusion matrix the share of label y that was taken for k.
-    Use it as `prior=Rows(table, labels)`. The diagonal is 0, so that a label keeps exactly 1 − ε, whatever `spread`.
+    s_yk is the similarity of the embeddings of y and k, or the share of label y that a confusion matrix says was
+    predicted as k. Use it as `prior=Rows(table, labels)`. The diagonal is 0, so a label keeps exactly 1 − ε.
 
     Args:
-      embeddings: (K, D) real numbers, one row a class: word vectors of the names, or columns of an output layer.
-      confusion: (K, K) counts or rates ≥ 0 in their place; row y is the label. A row of zeros is spread evenly.
-      temperature: τ > 0, a number. May be traced; NaN there if not positive.
-      metric: "cosine" or "dot", of embeddings.
+      embeddings: real numbers (K, D), a row for each class: word vectors of the names, or columns of an output layer.
+      confusion: counts or rates ≥ 0, (K, K), in place of embeddings; row y has label y. A row of zeros becomes uniform.
+      temperature: τ > 0, a number. May be traced; NaN if not positive.
+      metric: "cosine" or "dot", how embeddings are compared.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      AssertionError: no matrix, a confusion matrix that is not square, K < 2.
-      TypeError, ValueError: both or neither given, negative confusion, τ ≤ 0, an unknown `metric`.
+      AssertionError: a confusion matrix that is not square, or K < 2.
+      TypeError: `embeddings` and `confusion` are both given, or neither is.
+      ValueError: negative confusion, τ ≤ 0, or an unknown `metric`.
 
     Example:
       >>> from jax_ls import priors
@@ -132,28 +138,29 @@ def similarity(
         raise TypeError("embeddings, confusion: expected one of the two")
     checks.check_option("metric", metric, ("cosine", "dot"))
     temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
-    scores = _alike(embeddings, metric) if confusion is None else _confused(confusion)
+    scores = _similarities(embeddings, metric) if confusion is None else _confusion_rates(confusion)
     size = scores.shape[0]
     checks.assert_shape("embeddings or confusion", scores, [(max(size, 2),) * 2], "two classes or more")
     others = ~np.eye(size, dtype=bool)
-    # Of the most alike, so that no τ overflows.
+    # Relative to the most similar class, so that no small τ overflows.
     below = scores - jnp.max(scores, axis=-1, keepdims=True, where=others, initial=-jnp.inf)
     return jax.nn.softmax(below / temperature.astype(scores.dtype), axis=-1, where=others)
 
 
-def hierarchy(distances: jax.typing.ArrayLike, *, beta: jax.typing.ArrayLike) -> jax.Array:
-    """Rows ∝ exp(−β d_yk / d_max): near relatives get more. Use it as `prior=Rows(table, labels)`; ε = 1 is published.
+def hierarchy(distances: ArrayLike, *, beta: ArrayLike) -> Array:
+    """Returns a table whose row y falls with the distance d_yk in a tree of classes: ∝ exp(−β d_yk / d_max).
+
+    Use it as `prior=Rows(table, labels)`; the paper has ε = 1.
 
     Args:
-      distances: d, (K, K) numbers ≥ 0, of `tree_distances` for one.
-      beta: β ≥ 0, a number; β → ∞ is one-hot, 0 is uniform; 4 to 30 in the paper. May be traced; NaN there if negative.
+      distances: d, numbers ≥ 0, (K, K), for example from `tree_distances`.
+      beta: β ≥ 0, a number: 0 is uniform, ∞ is one-hot, and the paper has 4 to 30. May be traced; NaN if negative.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      AssertionError: distances that are no square matrix.
-      TypeError, ValueError: distances that are negative or not finite, β < 0.
+      ValueError: concrete distances that are negative or not finite, or a concrete β < 0.
 
     Example:
       >>> from jax_ls import priors
@@ -167,25 +174,26 @@ def hierarchy(distances: jax.typing.ArrayLike, *, beta: jax.typing.ArrayLike) ->
     d = _square("distances", checks.as_amount("distances", distances))
     beta = checks.as_scalar("beta", checks.as_amount("beta", beta))
     farthest = jnp.max(d, initial=0)
-    # Classes that are all the same have no farthest.
+    # If all distances are 0, d_max is 0 too.
     return jax.nn.softmax(-beta.astype(d.dtype) * d / jnp.where(farthest == 0, 1, farthest), axis=-1)
 
 
 def tree_distances(parents: Any) -> np.ndarray:
-    """d_yk, the height of the lowest common ancestor of classes y and k: the edges from it to its deepest leaf.
+    """Returns d_yk, the height of the lowest common ancestor of classes y and k in a tree.
 
-    0 from a class to itself, the height of the tree between classes that meet at its root alone.
+    The height of a node is the number of edges to its deepest leaf. d_yy is 0. If y and k have only the root in common,
+    d_yk is the height of the tree.
 
     Args:
-      parents: (n,) static integers, the parent of each node and −1 for the root. The classes are the leaves, in the
-        order of their numbers: number them first, and class k is node k.
+      parents: static integers (n,): the parent of each node, and −1 for the root. The leaves are the classes, in the
+        order of their numbers. If the leaves have the lowest numbers, class k is node k.
 
     Returns:
       NumPy integers (K, K), for `hierarchy`.
 
     Raises:
-      AssertionError, TypeError: parents that are no vector of integers, or traced.
-      ValueError: a cycle, more or fewer than one root, a parent that is no node.
+      TypeError: traced parents.
+      ValueError: a cycle, no root or several roots, or a parent that is no node.
 
     Example:
       >>> from jax_ls import priors
@@ -198,24 +206,26 @@ def tree_distances(parents: Any) -> np.ndarray:
     if isinstance(parents, Tracer):
         raise TypeError("parents: expected static integers, got a traced array")
     try:
-        up = np.asarray(parents)
+        parent_of = np.asarray(parents)
     except ValueError as error:
         raise TypeError(f"parents: expected integers (n,), got {parents!r}") from error
-    if up.size == 0 or up.dtype.kind not in "iufb":
+    if parent_of.size == 0 or parent_of.dtype.kind not in "iufb":
         raise ValueError(f"parents: expected integers (n,), one a node, got {parents!r}")
-    checks.assert_rank("parents", jnp.asarray(up), 1, "(n,), the parent of each node")
-    checks.assert_kind("parents", jnp.asarray(up), int, "integers (n,)")
-    if np.any((up < -1) | (up >= len(up))):
-        raise ValueError(f"parents: expected nodes 0 to {len(up) - 1}, or -1 for the root, got {up.tolist()}")
-    paths = [_path(up, node) for node in range(len(up))]
-    if np.sum(up == -1) != 1:
-        raise ValueError(f"parents: expected one root, -1, got {np.sum(up == -1)}")
-    leaves = np.setdiff1d(np.arange(len(up)), up)
-    height = np.zeros(len(up), int)
+    checks.assert_rank("parents", jnp.asarray(parent_of), 1, "(n,), the parent of each node")
+    checks.assert_kind("parents", jnp.asarray(parent_of), int, "integers (n,)")
+    if np.any((parent_of < -1) | (parent_of >= len(parent_of))):
+        raise ValueError(
+            f"parents: expected nodes 0 to {len(parent_of) - 1}, or -1 for the root, got {parent_of.tolist()}"
+        )
+    paths = [_path(parent_of, node) for node in range(len(parent_of))]
+    if np.sum(parent_of == -1) != 1:
+        raise ValueError(f"parents: expected one root, -1, got {np.sum(parent_of == -1)}")
+    leaves = np.setdiff1d(np.arange(len(parent_of)), parent_of)
+    height = np.zeros(len(parent_of), int)
     for leaf in leaves:
         for steps, node in enumerate(reversed(paths[leaf])):
             height[node] = max(height[node], steps)
-    # Down from the root: the last node that two paths share is the lowest.
+    # Go down from the root. The last node that two paths share is their lowest common ancestor.
     distances = np.full((len(leaves), len(leaves)), height[paths[0][0]])
     for depth in range(max(map(len, paths))):
         at = np.array([paths[leaf][depth] if depth < len(paths[leaf]) else -1 for leaf in leaves])
@@ -224,21 +234,20 @@ def tree_distances(parents: Any) -> np.ndarray:
     return distances
 
 
-def teacher(logits: jax.typing.ArrayLike, *, temperature: jax.typing.ArrayLike = 1.0) -> Dense:
-    """Another model's belief, softmax(z / T), as a constant for differentiation: the targets of distillation.
+def teacher(logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Dense:
+    """Returns another model's predictions softmax(z / T) as a target for distillation, constant for differentiation.
 
-    `smooth(labels, α, prior=teacher(z))` mixes it with the labels.
+    `smooth(labels, α, prior=teacher(z))` mixes them with the labels.
 
     Args:
       logits: z, real numbers (*batch, K).
-      temperature: T > 0, a number. May be traced; NaN there if not positive.
+      temperature: T > 0, a number. May be traced; NaN if not positive.
 
     Returns:
       A `Dense` target, in float32 or wider.
 
     Raises:
-      AssertionError, TypeError: logits that are no real numbers with a class axis.
-      ValueError: T ≤ 0.
+      ValueError: a concrete T ≤ 0.
 
     Example:
       >>> from jax_ls import priors
@@ -250,23 +259,22 @@ def teacher(logits: jax.typing.ArrayLike, *, temperature: jax.typing.ArrayLike =
     """
     z = jax.lax.stop_gradient(checks.as_class_values("logits", logits))
     temperature = checks.as_scalar("temperature", checks.as_positive("temperature", temperature))
-    # Of the largest, so that no T overflows.
+    # Relative to the largest logit, so that no small T overflows.
     below = z - jnp.max(z, axis=-1, keepdims=True)
     return Dense(jax.nn.softmax(below / temperature.astype(z.dtype), axis=-1))
 
 
-def mix(target_a: Any, target_b: Any, lam: jax.typing.ArrayLike) -> Target:
-    """λ a + (1 − λ) b: mixup, and CutMix with λ the share of the area. Smooth before or after: q is the same.
+def mix(target_a: Any, target_b: Any, lam: ArrayLike) -> Target:
+    """Returns the mixture λ a + (1 − λ) b, for mixup, and for CutMix with λ the share of the area.
+
+    Smoothing before or after mixing gives the same q.
 
     Args:
-      target_a, target_b: integers (*batch,), probabilities, or any `Target`.
+      target_a, target_b: a and b: integers (*batch,), probabilities, or any `Target`.
       lam: λ, () or (*batch,).
 
     Returns:
       A `Target`.
-
-    Raises:
-      AssertionError, TypeError: arguments that are no targets, λ that is no real number.
 
     Example:
       >>> from jax_ls import priors
@@ -282,9 +290,9 @@ def mix(target_a: Any, target_b: Any, lam: jax.typing.ArrayLike) -> Target:
     return lam * as_target(target_a) + (1 - lam) * as_target(target_b)
 
 
-def _counted(counts: Any, pseudo_count: Any) -> jax.Array:
+def _counted(counts: Any, pseudo_count: Any) -> Array:
     """Counts (K,), each with the pseudo-count added to it."""
-    if not isinstance(counts, jax.Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
+    if not isinstance(counts, Array) and np.issubdtype(np.asarray(counts).dtype, np.integer):
         counts = np.asarray(counts, float)  # words are counted past 2³¹
     n = checks.as_amount("counts", counts)
     checks.assert_rank("counts", n, 1, "(K,), one number a class")
@@ -293,10 +301,10 @@ def _counted(counts: Any, pseudo_count: Any) -> jax.Array:
     return n + checks.as_scalar("pseudo_count", checks.as_amount("pseudo_count", pseudo_count)).astype(n.dtype)
 
 
-def _path(up: np.ndarray, node: int) -> list[int]:
-    """The nodes from the root down to this one."""
+def _path(parent_of: np.ndarray, node: int) -> list[int]:
+    """Returns the nodes on the path from the root to `node`."""
     path = [node]
-    while (parent := int(up[path[0]])) != -1:
+    while (parent := int(parent_of[path[0]])) != -1:
         if parent in path:
             cycle = [*reversed(path[: path.index(parent) + 1]), parent]
             raise ValueError(f"parents: expected a tree, got the cycle {cycle}")
@@ -304,7 +312,7 @@ def _path(up: np.ndarray, node: int) -> list[int]:
     return path
 
 
-def _alike(embeddings: Any, metric: str) -> jax.Array:
+def _similarities(embeddings: Any, metric: str) -> Array:
     e = checks.as_class_values("embeddings", embeddings)
     checks.assert_rank("embeddings", e, 2, "a matrix (K, D)")
     if metric == "cosine":
@@ -313,13 +321,13 @@ def _alike(embeddings: Any, metric: str) -> jax.Array:
     return jnp.matmul(e, e.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _confused(confusion: Any) -> jax.Array:
+def _confusion_rates(confusion: Any) -> Array:
     counts = _square("confusion", checks.as_amount("confusion", confusion))
     total = jnp.sum(counts, axis=-1, keepdims=True)
     return counts / jnp.where(total == 0, 1, total)
 
 
-def _square(name: str, x: jax.Array) -> jax.Array:
+def _square(name: str, x: Array) -> Array:
     checks.assert_rank(name, x, 2, "a matrix (K, K)")
     checks.assert_shape(name, x, [x.shape[:1] * 2], "a square matrix (K, K)")
     return x

@@ -1,4 +1,6 @@
-"""u from what lies beside a label, in a sequence or in an image: sparse targets that never hold (*batch, K)."""
+"""u from the neighbouring labels in a sequence or an image: sparse targets, which never hold (*batch, K)."""
+
+from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
@@ -6,7 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.targets import Sparse
@@ -15,29 +19,29 @@ __all__ = ["neighbors", "spatial"]
 
 
 def neighbors(
-    labels: jax.typing.ArrayLike,
+    labels: ArrayLike,
     *,
     offsets: Sequence[int] = (-2, -1, 1, 2),
-    weights: jax.typing.ArrayLike | Sequence[float] = (2.0, 5.0, 5.0, 2.0),
-    where: jax.typing.ArrayLike | None = None,
+    weights: ArrayLike | Sequence[float] = (2.0, 5.0, 5.0, 2.0),
+    where: ArrayLike | None = None,
 ) -> Sparse:
-    """Votes of the labels beside each step of a sequence: u_t = Σ_d w_d δ_{y_{t+d}} / Σ_d w_d.
+    """Returns the weighted labels of each step's neighbours in a sequence: u_t = Σ_d w_d δ_{y_{t+d}} / Σ_d w_d.
 
-    The sums run over neighbours that exist and count, so that u sums to 1 at the ends too; a step that has none votes
-    for itself. `smooth(labels, ε, prior=neighbors(labels))` is the published target.
+    The sums run over neighbours that exist and count, so u sums to 1 at the ends of the sequence too. A step without
+    neighbours gets its own label. `smooth(labels, ε, prior=neighbors(labels))` is the published target.
 
     Args:
       labels: integers (*batch, T).
-      offsets: d, in steps; S of them.
-      weights: w, (S,) numbers ≥ 0. May be traced; NaN there if negative.
-      where: boolean (*batch, T), the steps that count: padding neither votes nor is looked at.
+      offsets: d, in steps: S integers.
+      weights: w, numbers ≥ 0, (S,). May be traced; NaN if negative.
+      where: boolean (*batch, T), the steps that count. Labels of other steps (padding) are never used.
 
     Returns:
-      u, a `Sparse` target with S entries a step.
+      u, a `Sparse` target with S entries for each step.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError, ValueError: offsets that are no integers, negative weights.
+      TypeError: offsets that are no integers.
+      ValueError: concrete weights that are negative.
 
     Example:
       >>> from jax_ls import priors
@@ -63,37 +67,37 @@ def neighbors(
     steps = np.arange(y.shape[-1])[:, None] + np.asarray(offsets, int)
     exists = jnp.broadcast_to((steps >= 0) & (steps < y.shape[-1]), (*y.shape, len(offsets)))
     if where is not None:
-        exists &= _beside(checks.as_where("where", where, y.shape), shifts)
-    return _vote(y, _beside(y, shifts), w, exists)
+        exists &= _at_offsets(checks.as_where("where", where, y.shape), shifts)
+    return _vote(y, _at_offsets(y, shifts), w, exists)
 
 
 def spatial(
-    label_map: jax.typing.ArrayLike,
+    label_map: ArrayLike,
     *,
     kernel_size: int = 3,
-    sigma: jax.typing.ArrayLike = 1.0,
+    sigma: ArrayLike = 1.0,
     ndim: int = 2,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> Sparse:
-    """Spatially varying smoothing: ½ δ_centre + ½ Σ_j g_j δ_{y_j} / Σ_j g_j, g_j = exp(−|j|² / 2σ²), over neighbours j.
+    """Returns the target of spatially varying smoothing: half a pixel's label, half its neighbours' labels.
 
-    Inside a region it is one-hot, at its border soft; beyond the map its edge is repeated. It is a whole target:
-    `cross_entropy(logits, spatial(label_map))` is the published loss. As a prior, ε scales the votes; ε = 1 is that.
+    q = ½ δ_y + ½ Σ_j g_j δ_{y_j} / Σ_j g_j over neighbours j, g_j = exp(−|j|² / 2σ²). It is one-hot inside a region and
+    soft at its border. Beyond the map the pixels at its edge are repeated. `cross_entropy(logits, spatial(label_map))`
+    is the published loss. As a prior at ε < 1, the neighbours get ε/2.
 
     Args:
       label_map: integers (*batch, H, W), or (*batch, D, H, W) with ndim=3.
-      kernel_size: an odd number n of pixels along each axis; a target has n^ndim entries a pixel, 9 or 27.
-      sigma: σ > 0 in pixels. May be traced; NaN there if not positive.
+      kernel_size: an odd number n of pixels along each axis. The target has n^ndim entries for each pixel: 9, or 27.
+      sigma: σ > 0 in pixels. May be traced; NaN if not positive.
       ndim: how many of the last axes are space.
-      where: boolean in the shape of the map, the pixels that count: void ones have no vote. A pixel whose neighbours
-        are all void is one-hot.
+      where: boolean in the shape of the map, the pixels that count. The others (void) are no one's neighbours. A pixel
+        whose neighbours are all void gets a one-hot target.
 
     Returns:
-      q, a `Sparse` target; never an array of the size of the logits.
+      q, a `Sparse` target, which holds no array of the logits' size.
 
     Raises:
-      AssertionError: dtypes or shapes that do not fit, by name.
-      TypeError, ValueError: a kernel size that is even or below 3, ndim < 1, σ ≤ 0.
+      ValueError: a kernel size that is even or below 3, or a concrete σ ≤ 0.
 
     Example:
       >>> from jax_ls import priors
@@ -114,22 +118,23 @@ def spatial(
     reach = range(-(size // 2), size // 2 + 1)
     offsets = [(0,) * space, *(d for d in itertools.product(reach, repeat=space) if any(d))]
     squares = np.sum(np.square(offsets[1:]), axis=-1)
-    # Of the nearest neighbours it is 1, so that a small σ leaves a vote. Divided twice, for σ² may be too small to be.
+    # Relative to the nearest neighbours, whose g is 1: else a small σ would make every g 0. Divided by σ twice, because
+    # σ² may underflow.
     farther = jnp.exp(jnp.asarray(1 - squares, sigma.dtype) / sigma / (2 * sigma))
     g = jnp.where(jnp.isnan(sigma), jnp.nan, jnp.where(squares == 1, 1, farther))
-    indices = _beside(y, offsets)
+    indices = _at_offsets(y, offsets)
     if where is None:
         weights = jnp.concatenate([jnp.ones(1, g.dtype), g / jnp.sum(g)])
         return Sparse(indices, jnp.broadcast_to(0.5 * weights, indices.shape))
-    votes = _vote(y, indices[..., 1:], g, _beside(checks.as_where("where", where, y.shape), offsets[1:]))
+    votes = _vote(y, indices[..., 1:], g, _at_offsets(checks.as_where("where", where, y.shape), offsets[1:]))
     weights = jnp.concatenate([jnp.ones((*y.shape, 1), g.dtype), votes.weights], axis=-1)
     return Sparse(jnp.concatenate([y[..., None], votes.indices], axis=-1), 0.5 * weights)
 
 
-def _beside(x: jax.Array, offsets: Sequence[tuple[int, ...]]) -> jax.Array:
-    """(*shape, S): x at each offset along its last axes, edges repeated."""
+def _at_offsets(x: Array, offsets: Sequence[tuple[int, ...]]) -> Array:
+    """Returns x at each offset along its last axes, (*shape, S). Entries at the edge are repeated beyond it."""
     space = len(offsets[0])
-    # One gather: XLA on CPU takes five times as long to stack S slices on the last axis.
+    # One gather, because XLA on CPU takes five times as long to stack S slices on the last axis.
     index = []
     for axis, moves in enumerate(zip(*offsets, strict=True)):
         size = x.shape[axis - space]
@@ -141,10 +146,10 @@ def _beside(x: jax.Array, offsets: Sequence[tuple[int, ...]]) -> jax.Array:
     return x.at[(..., *index)].get(mode="clip", out_sharding=out)
 
 
-def _vote(own: jax.Array, beside: jax.Array, weights: jax.Array, heard: jax.Array) -> Sparse:
-    """Σ_s w_s δ_{beside_s} / Σ_s w_s over the neighbours that are heard; δ_own where there are none."""
-    w = jnp.broadcast_to(weights, heard.shape) * heard.astype(weights.dtype)
+def _vote(labels: Array, neighbors: Array, weights: Array, counted: Array) -> Sparse:
+    """Returns Σ_s w_s δ_{neighbor_s} / Σ_s w_s over the neighbours that count; the label itself if none counts."""
+    w = jnp.broadcast_to(weights, counted.shape) * counted.astype(weights.dtype)
     total = jnp.sum(w, axis=-1, keepdims=True)
     alone = total == 0
     share = jnp.where(alone, 1 / weights.size, w / jnp.where(alone, 1, total))
-    return Sparse(jnp.where(heard & ~alone, beside, own[..., None]), share)
+    return Sparse(jnp.where(counted & ~alone, neighbors, labels[..., None]), share)

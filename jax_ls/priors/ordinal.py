@@ -1,4 +1,6 @@
-"""u for classes in an order: (K, K) tables whose row y falls off with the distance from y."""
+"""u for ordered classes: tables (K, K) whose row y falls with the distance from y."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -7,30 +9,32 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 
 __all__ = ["beta", "binomial", "gaussian", "geometric", "poisson", "sord", "triangular"]
 
-Phi = Literal["absolute", "squared"] | Callable[[jax.Array, jax.Array], jax.Array]
+Phi = Literal["absolute", "squared"] | Callable[[Array, Array], Array]
 
 
-def sord(ranks: int | jax.typing.ArrayLike, *, phi: Phi = "absolute", beta: jax.typing.ArrayLike = 1.0) -> jax.Array:
-    """Rows softmax_k(−β φ(r_y, r_k)): soft ordinal vectors, of equally spaced classes or of any ranks.
+def sord(ranks: int | ArrayLike, *, phi: Phi = "absolute", beta: ArrayLike = 1.0) -> Array:
+    """Returns a table of soft ordinal vectors: row y is softmax_k(−β φ(r_y, r_k)).
 
-    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+    Use it as `prior=Rows(table, labels)`; ε = 1 gives the published target.
 
     Args:
-      ranks: K for the ranks 0 to K − 1, or real numbers (K,): ages, grades, depths.
-      phi: "absolute", |r_y − r_k|; "squared"; or a function of ranks (K, 1) and (1, K) to distances (K, K).
-      beta: β ≥ 0, a number; larger is sharper. May be traced; NaN there if negative.
+      ranks: r: K for the ranks 0 to K − 1, or real numbers (K,) such as ages, grades or depths.
+      phi: "absolute" for |r_y − r_k|; "squared"; or a function from ranks (K, 1) and (1, K) to distances (K, K).
+      beta: β ≥ 0, a number; a larger β gives sharper rows. May be traced; NaN if negative.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      AssertionError, TypeError: `ranks` that are no vector of real numbers, distances that are not (K, K).
-      ValueError: K < 1, a negative β, an unknown `phi`.
+      AssertionError: a function `phi` that does not return distances (K, K).
+      ValueError: a concrete β < 0, or an unknown `phi`.
 
     Example:
       >>> from jax_ls import priors
@@ -51,20 +55,20 @@ def sord(ranks: int | jax.typing.ArrayLike, *, phi: Phi = "absolute", beta: jax.
     return jax.nn.softmax(-beta.astype(distances.dtype) * distances, axis=-1)
 
 
-def gaussian(ranks: int | jax.typing.ArrayLike, *, sigma: jax.typing.ArrayLike = 1.0) -> jax.Array:
-    """Rows ∝ exp(−(r_y − r_k)² / 2σ²), each normalised over the classes there are.
+def gaussian(ranks: int | ArrayLike, *, sigma: ArrayLike = 1.0) -> Array:
+    """Returns a table whose row y is a Gaussian around y: ∝ exp(−(r_y − r_k)² / 2σ²), normalised over the classes.
 
-    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+    Use it as `prior=Rows(table, labels)`; ε = 1 gives the published target.
 
     Args:
       ranks: K, or real numbers (K,), as in `sord`.
-      sigma: σ > 0, a number in units of the ranks. May be traced; NaN there if not positive.
+      sigma: σ > 0, a number in units of the ranks. May be traced; NaN if not positive.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      AssertionError, TypeError, ValueError: as `sord`, or σ ≤ 0.
+      ValueError: a concrete σ ≤ 0.
 
     Example:
       >>> from jax_ls import priors
@@ -76,27 +80,27 @@ def gaussian(ranks: int | jax.typing.ArrayLike, *, sigma: jax.typing.ArrayLike =
     """
     r, sigma = _ranks(ranks), checks.as_scalar("sigma", checks.as_positive("sigma", sigma))
     gaps = r[:, None] - r[None, :]
-    # In units of σ before they are squared, for σ² may be too small to divide by.
+    # Divided by σ before squaring, because σ² may underflow.
     steps = jnp.where(gaps == 0, 0, gaps / sigma.astype(r.dtype))
     return jax.nn.softmax(jnp.where(jnp.isnan(sigma), jnp.nan, -0.5 * jnp.square(steps)), axis=-1)
 
 
-def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Array:
-    """Rows b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
+def binomial(num_classes: int, *, margin: ArrayLike = 0.1) -> Array:
+    """Returns a table of binomials: row y is b(k; K − 1, p_y), with p_y from `margin` to 1 − `margin` in equal steps.
 
-    The mean of row y is y + margin (K − 1 − 2y): rows lean to the middle of the scale, those at its ends by
-    margin (K − 1) classes. With a margin of 1/(2K), row y peaks at y. Rows are widest in the middle. Use it as
+    The mean of row y is y + margin (K − 1 − 2y), so rows lean to the middle of the scale, the outermost by
+    margin (K − 1) classes. With a margin of 1/(2K), row y peaks at y. Rows in the middle are widest. Use it as
     `prior=Rows(table, labels)`.
 
     Args:
       num_classes: K.
-      margin: p_0, in (0, 1/2], a number. May be traced; NaN there if outside.
+      margin: p_0, in (0, 1/2], a number. May be traced; NaN if outside.
 
     Returns:
       A table (K, K); row y sums to 1.
 
     Raises:
-      TypeError, ValueError: K that is no positive integer, a margin outside (0, 1/2].
+      ValueError: a concrete margin outside (0, 1/2].
 
     Example:
       >>> from jax_ls import priors
@@ -116,12 +120,10 @@ def binomial(num_classes: int, *, margin: jax.typing.ArrayLike = 0.1) -> jax.Arr
     return jax.nn.softmax(log_choose + ups * jnp.log(p) + downs * jnp.log1p(-p), axis=-1)
 
 
-def geometric(
-    num_classes: int, *, alpha: jax.typing.ArrayLike = 0.1, left: jax.typing.ArrayLike | None = None
-) -> jax.Array:
-    """Rows with 1 − α on y, and α shared by the others ∝ α^|k − y|; all on y where K = 1.
+def geometric(num_classes: int, *, alpha: ArrayLike = 0.1, left: ArrayLike | None = None) -> Array:
+    """Returns a table whose row y has 1 − α on y and shares α among the other classes in proportion to α^|k − y|.
 
-    Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
+    Use it as `prior=Rows(table, labels)`; ε = 1 gives the published target. If K = 1, the class keeps all mass.
 
     Args:
       num_classes: K.
@@ -133,7 +135,7 @@ def geometric(
       A table (K, K); row y sums to 1.
 
     Raises:
-      TypeError, ValueError: K that is no positive integer, α outside [0, 1), `left` outside [0, 1].
+      ValueError: a concrete α outside [0, 1), or `left` outside [0, 1].
 
     Example:
       >>> from jax_ls import priors
@@ -166,7 +168,7 @@ def geometric(
     return (1 - moved) * jnp.eye(size, dtype=alpha.dtype) + moved * share
 
 
-def triangular(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.01) -> jax.Array:
+def triangular(num_classes: int, *, alpha: ArrayLike = 0.01) -> Array:
     """Rows of a triangle over the scale, the share of each class its area: nothing beyond a few classes.
 
     The triangle is centred on class y, and wide enough to give α to each neighbour. At the ends of the scale it is a
@@ -207,7 +209,7 @@ def triangular(num_classes: int, *, alpha: jax.typing.ArrayLike = 0.01) -> jax.A
     return _normalized(table)
 
 
-def beta(num_classes: int, *, shapes: jax.typing.ArrayLike | None = None) -> jax.Array:
+def beta(num_classes: int, *, shapes: ArrayLike | None = None) -> Array:
     """Rows of beta distributions over [0, 1], cut into K equal parts: wider in the middle than at the ends.
 
     Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
@@ -249,7 +251,7 @@ def beta(num_classes: int, *, shapes: jax.typing.ArrayLike | None = None) -> jax
     return _normalized(jnp.where(near, jnp.diff(below, axis=-1), -jnp.diff(above, axis=-1)))
 
 
-def poisson(num_classes: int, *, rates: jax.typing.ArrayLike | None = None) -> jax.Array:
+def poisson(num_classes: int, *, rates: ArrayLike | None = None) -> Array:
     """Rows ∝ λ_y^k / k!, Poisson distributions over the K classes: wider towards the upper end of the scale.
 
     Use it as `prior=Rows(table, labels)`; ε = 1 is the published target.
@@ -282,13 +284,13 @@ def poisson(num_classes: int, *, rates: jax.typing.ArrayLike | None = None) -> j
     return jax.nn.softmax(jnp.asarray(k, rate.dtype)[None] * jnp.log(rate)[:, None] - log_factorial[None], axis=-1)
 
 
-def _normalized(rows: jax.Array) -> jax.Array:
+def _normalized(rows: Array) -> Array:
     """Rows of numbers ≥ 0 over their sums; a row of zeros stays."""
     total = jnp.sum(rows, axis=-1, keepdims=True)
     return rows / jnp.where(total == 0, 1, total)
 
 
-def _ranks(ranks: Any) -> jax.Array:
+def _ranks(ranks: Any) -> Array:
     if jnp.ndim(ranks) == 0:
         return jnp.arange(checks.check_size("ranks", ranks), dtype=jnp.result_type(float))
     values = checks.as_weight("ranks", ranks)

@@ -1,4 +1,4 @@
-"""Many ε, many seeds, one compiled program."""
+"""Trainings with many ε and seeds in one compiled program, and the table of their results."""
 
 from jax_ls.sweeps.results import SweepResult
 from jax_ls.sweeps.search import grid, log_uniform

@@ -1,4 +1,6 @@
-"""What a sweep found: the table, the best ε, and the runs that diverged."""
+"""The result of a sweep: the table, the best ε, and the runs that diverged."""
+
+from __future__ import annotations
 
 import math
 import warnings
@@ -17,13 +19,13 @@ Metrics = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Every run of a sweep. Print it for the table.
+    """The metrics of every run of a sweep. Print it for the table.
 
     Args:
-      points: parameters by name, (n,) each; "smoothing" alone unless `sweep` was given several.
+      points: parameters by name, (n,) each; only "smoothing" unless `sweep` was given several.
       seeds: (s,).
-      metrics: by name, (n, s), or (n, s, ...) where `train` returned an array.
-      metric, mode: what `best` looks at.
+      metrics: by name, (n, s), or (n, s, ...) if `train` returned an array.
+      metric, mode: the metric that `best` compares, and "max" or "min".
 
     Example:
       >>> from jax_ls import sweeps
@@ -45,41 +47,41 @@ class SweepResult:
     mode: str = "max"
 
     def mean(self, metric: str) -> np.ndarray:
-        """(n, ...): mean over the seeds whose value is finite; NaN where none is."""
+        """Returns the mean over the seeds with a finite value, (n, ...); NaN where no seed has one."""
         return self._over_seeds(metric, lambda x: x.mean(axis=0) if len(x) else np.nan)
 
     def standard_error(self, metric: str) -> np.ndarray:
-        """(n, ...): of that mean, s/√n with the sample's s; NaN where fewer than two seeds are finite."""
+        """Returns the standard error of `mean`, (n, ...): sample deviation / √seeds; NaN for fewer than two seeds."""
         return self._over_seeds(metric, lambda x: x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else np.nan)
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The parameters with the best mean of `metric`; those with a run in which it diverged do not compete."""
+        """The parameters with the best mean of `metric`, among those of which no run diverged."""
         index = self.best_index
         return None if index is None else self.point(index)
 
     @property
     def best_index(self) -> int | None:
-        """Where `best` stands in `points`; None without a `metric`, or if it diverged in some run of every ε."""
+        """The index of `best` in `points`; None without a `metric`, or if every ε has a run that diverged."""
         if self.metric is None:
             return None
-        whole = np.isfinite(self.metrics[self.metric].astype(np.float64)).all(axis=1)
-        means = np.where(whole, self.mean(self.metric) * (1 if self.mode == "max" else -1), -np.inf)
-        return int(means.argmax()) if whole.any() else None
+        all_finite = np.isfinite(self.metrics[self.metric].astype(np.float64)).all(axis=1)
+        means = np.where(all_finite, self.mean(self.metric) * (1 if self.mode == "max" else -1), -np.inf)
+        return int(means.argmax()) if all_finite.any() else None
 
     @property
     def diverged(self) -> list[tuple[dict[str, float], int, list[str]]]:
-        """Parameters and seed of each run with numbers that are not finite, and the names of their metrics."""
+        """The runs with a metric that is not finite: parameters, seed, and the names of those metrics."""
         bad = self._not_finite()
         cells = np.argwhere(np.any([*bad.values()], axis=0))
         return [(self.point(i), int(self.seeds[j]), [name for name in bad if bad[name][i, j]]) for i, j in cells]
 
     def point(self, index: int) -> dict[str, float]:
-        """The parameters of one row of the table."""
+        """Returns the parameters of one row of the table."""
         return {name: shortest(values[index]) for name, values in self.points.items()}
 
     def remarks(self) -> Iterator[str]:
-        """What to know before believing the table."""
+        """Yields warnings about the table: runs that diverged, and a best value at the edge of the search."""
         runs = [f"{_words(point)}, seed={seed} ({', '.join(names)})" for point, seed, names in self.diverged]
         if runs:
             more = f" and {len(runs) - 8} more" if len(runs) > 8 else ""
@@ -93,12 +95,12 @@ class SweepResult:
                 yield f"the best {name}, {value:.4g}, is the {side} of the search: a better one may lie beyond"
 
     def warn(self) -> None:
-        """Each remark as a warning of the caller of `sweep`."""
+        """Warns of each remark, at the line that called `sweep`."""
         for remark in self.remarks():
             warnings.warn(remark, stacklevel=3)
 
     def table(self) -> str:
-        """Markdown: mean ± standard error over the seeds of each scalar metric, a row for each ε; the best is bold."""
+        """Returns Markdown: a row for each ε, mean ± standard error of the scalar metrics, the best in bold."""
         scalars, best = {name: x for name, x in self.metrics.items() if x.ndim == 2}, self.best_index
         rows = [[*self.points, *scalars]]
         for i in range(len(next(iter(self.points.values())))):
@@ -114,12 +116,12 @@ class SweepResult:
         return self.table() + (f"\n\n{notes}" if notes else "")
 
     def _not_finite(self) -> dict[str, Any]:
-        """(n, s) by metric: the runs in which it, or an entry of it, is not finite."""
+        """Returns for each metric the runs (n, s) in which an entry of it is not finite."""
         finite = {name: np.isfinite(x.astype(np.float64)) for name, x in self.metrics.items()}
         return {name: ~x.all(axis=tuple(range(2, x.ndim))) for name, x in finite.items()}
 
     def _over_seeds(self, metric: str, statistic: Callable[[np.ndarray], Any]) -> np.ndarray:
-        """The statistic of the finite values of each row, and of each entry of a metric that is an array."""
+        """Returns the statistic of the finite values over seeds, for each row and each entry of the metric."""
         checks.check_option("metric", metric, self.metrics)
         values = np.moveaxis(self.metrics[metric].astype(np.float64), 1, -1)
         rows = [statistic(row[np.isfinite(row)]) for row in values.reshape(-1, values.shape[-1])]
@@ -127,7 +129,7 @@ class SweepResult:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table with aligned columns; the first row is the head."""
+    """Returns a Markdown table with aligned columns. The first row is the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
@@ -135,7 +137,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def shortest(x: Any) -> float:
-    """The float32 nearest 0.1 as 0.1."""
+    """Returns the shortest decimal that rounds to `x` in its dtype: 0.1 for the float32 nearest 0.1."""
     return float(str(x))
 
 
@@ -148,7 +150,7 @@ def _cell(values: np.ndarray) -> str:
     if not finite.size:
         return "diverged"
     error = finite.std(ddof=1) / math.sqrt(finite.size) if finite.size > 1 else 0.0
-    # Two digits of the error, as many of the mean.
+    # Two digits of the error, and the mean to the same decimal.
     digits = min(max(1 - math.floor(math.log10(error)), 0), 6) if error else None
     text = f"{finite.mean():.4g}" if digits is None else f"{finite.mean():.{digits}f} ± {error:.{digits}f}"
     return text if finite.size == values.size else f"{text} ({finite.size} of {values.size})"

@@ -1,32 +1,36 @@
-"""What a sweep goes through: parameters, by a grid or at random, and seeds."""
+"""The parameters of a sweep, from a grid or at random, and its seeds."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 
 __all__ = ["grid", "log_uniform"]
 
-Values = jax.typing.ArrayLike | Sequence[float]
+Values = ArrayLike | Sequence[float]
 
-# Memory would not hold a table of more.
+# The most runs of a sweep: memory would not hold a larger table.
 MOST_RUNS = 2**24
 
 
 def grid(**axes: Values) -> dict[str, np.ndarray]:
-    """Every combination of the values of several parameters, the last one varying fastest; for `sweep`.
+    """Returns all combinations of the values of several parameters, for `sweep`. The last parameter varies fastest.
 
     Args:
       axes: name=values, (n,) each.
 
     Returns:
-      Arrays of one length, the product of the lengths, by name.
+      An array for each name. Their length is the product of the lengths of the arguments.
 
     Raises:
-      TypeError, AssertionError, ValueError: values that are no numbers (n,), or none at all.
+      ValueError: no parameters, or a parameter without values.
 
     Example:
       >>> from jax_ls import sweeps
@@ -39,19 +43,20 @@ def grid(**axes: Values) -> dict[str, np.ndarray]:
     return {name: x.ravel() for name, x in zip(axes, np.meshgrid(*arrays, indexing="ij"), strict=True)}
 
 
-def log_uniform(seed: int | jax.Array, low: float, high: float, num: int) -> np.ndarray:
-    """Random search: values whose logarithms are uniform on [log low, log high], in ascending order.
+def log_uniform(seed: int | Array, low: float, high: float, num: int) -> np.ndarray:
+    """Returns random values whose logarithms are uniform on [log low, log high], in ascending order.
 
     Args:
       seed: an integer or a key.
       low, high: 0 < low < high.
-      num: n.
+      num: n, how many values.
 
     Returns:
-      (n,) float32.
+      Values (n,), float32.
 
     Raises:
-      TypeError, ValueError, AssertionError: `seed`, bounds or `num` that are none, by name.
+      TypeError: a `seed` that is neither an integer nor a key.
+      ValueError: bounds that are not 0 < low < high.
 
     Example:
       >>> from jax_ls import sweeps
@@ -84,7 +89,7 @@ def _as_values(name: str, values: Any) -> np.ndarray:
 
 
 def as_points(smoothing: Any) -> dict[str, np.ndarray]:
-    """Parameters by name, (n,) each; ε alone is "smoothing"."""
+    """Returns parameters by name, (n,) each. An array of ε gets the name "smoothing"."""
     if not isinstance(smoothing, Mapping):
         return {"smoothing": _as_values("smoothing", smoothing)}
     if not all(isinstance(name, str) for name in smoothing):
@@ -97,7 +102,7 @@ def as_points(smoothing: Any) -> dict[str, np.ndarray]:
 
 
 def as_seeds(seeds: Any, points: int) -> np.ndarray:
-    """Distinct seeds; a number says how many."""
+    """Returns distinct seeds: those given, or 0, 1, … if `seeds` is a number."""
     if not isinstance(seeds, int | np.integer) or isinstance(seeds, bool):
         given = np.asarray(seeds)
         integers = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.integer)

@@ -1,4 +1,6 @@
-"""The runs of a sweep on disk, for the next call to continue from, and what tells one sweep from another."""
+"""The results file of a sweep, from which the next call continues, and the hash that identifies a sweep."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
@@ -32,11 +34,12 @@ __all__ = ["ResultsFile", "fingerprint"]
 
 @dataclass
 class ResultsFile:
-    """The runs that are done, (point, seed) -> metrics; on disk too if it has a path.
+    """The finished runs, (point, seed) -> metrics, in memory and, if there is a path, in a file.
 
-    JSON lines: the settings, then a line for each run, in the order in which they were done. The file begins under
-    another name, whole, and lines are appended under a lock: several processes may share it, and none reads a line that
-    is cut. A process that is killed while it writes leaves a last line without an end, which the next one cuts off.
+    The file holds JSON lines: the settings, then a line for each run in the order in which they finished. Several
+    processes may share the file. It is written under another name before it gets its own, and lines are appended under
+    a lock, so that no process reads part of a line. A process that is killed while it writes leaves a last line without
+    an end. The next process cuts that line off.
     """
 
     path: Path | None
@@ -45,10 +48,10 @@ class ResultsFile:
     seeds: np.ndarray
     metrics: Mapping[str, jax.ShapeDtypeStruct]
     runs: dict[tuple[int, int], Metrics] = field(default_factory=dict)
-    # How it was called, and for messages still is.
+    # The path as the caller wrote it, for messages.
     title: str = ""
-    # How much of the file is read, lines and bytes, and the runs that are in it. It is held open: if it is taken away,
-    # another cannot be mistaken for it.
+    # How many lines and bytes of the file are read, the runs that it holds, and its descriptor. The file is held open,
+    # so that a new file in its place is recognised as another.
     seen: tuple[int, int] = (0, 0)
     written: set[tuple[int, int]] = field(default_factory=set)
     held: int | None = None
@@ -63,9 +66,10 @@ class ResultsFile:
         seeds: np.ndarray,
         metrics: Mapping[str, jax.ShapeDtypeStruct],
     ) -> Self:
-        """Reads the runs of a file that was begun with the same settings; a new file is written at once.
+        """Returns the runs of a file with the same settings. If there is no file, it is created at once.
 
-        A file that holds all runs is only read. One that does not must be open to writing before anything is trained.
+        A file that holds all runs is only read. An unfinished file is opened for writing before anything is trained, so
+        that a file which cannot be written raises first.
         """
         if path is None:
             return cls(None, {}, points, seeds, metrics)
@@ -77,7 +81,7 @@ class ResultsFile:
             "seeds": seeds.tolist(),
             "metrics": {name: checks.describe(x) for name, x in metrics.items()},
         }
-        # Of a symbolic link, the file that it names.
+        # A symbolic link stands for the file that it names.
         real = Path(os.path.realpath(path))
         kept = cls(real, settings, points, seeds, metrics, title=os.fspath(path))
         try:
@@ -91,13 +95,13 @@ class ResultsFile:
         return kept
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self.held is not None:
             os.close(self.held)
         self.held = None
 
     def add(self, runs: Mapping[tuple[int, int], Metrics]) -> int:
-        """How many of them are new. One that is there already, or that another process has written, stays as it was."""
+        """Adds runs, and returns how many of them are new. Runs that are there already stay as they are."""
         if self.path is not None:
             return self.append(runs)
         new = {index: run for index, run in runs.items() if index not in self.runs}
@@ -105,7 +109,7 @@ class ResultsFile:
         return len(new)
 
     def stacked(self) -> dict[str, np.ndarray]:
-        """Metrics (n, s, ...) of all runs."""
+        """Returns the metrics of all runs, (n, s, ...) each."""
         count = (len(next(iter(self.points.values()))), len(self.seeds))
         stacked = {name: np.empty((*count, *x.shape), x.dtype) for name, x in self.metrics.items()}
         for index, run in self.runs.items():
@@ -114,7 +118,7 @@ class ResultsFile:
         return stacked
 
     def read(self, file: int) -> bool:
-        """Takes in the lines that are new since the last time; whether the last of them is cut."""
+        """Reads the lines that were appended since the last call, and returns whether the last of them has no end."""
         if self.held is None or not os.path.sameopenfile(self.held, file):
             self.close()
             self.seen, self.written, self.held = (0, 0), set(), os.dup(file)
@@ -141,7 +145,7 @@ class ResultsFile:
         return bool(last)
 
     def append(self, runs: Mapping[tuple[int, int], Metrics]) -> int:
-        """Writes those that are new at the end of the file, or a file if there is none; how many they are."""
+        """Appends the runs that are new to the file, creating it if needed, and returns how many they are."""
         path = self.path
         if path is None:
             return 0
@@ -151,7 +155,7 @@ class ResultsFile:
                     if self.read(file):
                         os.truncate(file, self.seen[1])
                     new = {index: run for index, run in runs.items() if index not in self.runs}
-                    # Also those that were in a file which has been taken away since.
+                    # Runs that were written to a file which has been removed since are written again.
                     lines = {index: run for index, run in (self.runs | new).items() if index not in self.written}
                     _append(file, "".join(map(self._line, lines.items())))
                     self.read(file)
@@ -163,14 +167,14 @@ class ResultsFile:
     def _line(self, run: tuple[tuple[int, int], Metrics]) -> str:
         (i, j), metrics = run
         values = {name: _plain(x) for name, x in metrics.items()}
-        # Its index first, whatever parameters are called.
+        # "run" is the first key, and holds the index even if a parameter is called "run".
         return _json({"run": [i, j]} | self._point(i, j) | {"run": [i, j], "metrics": values})
 
     def _point(self, i: int, j: int) -> dict[str, Any]:
         return {name: _plain(values[i]) for name, values in self.points.items()} | {"seed": int(self.seeds[j])}
 
     def _run(self, line: Any) -> tuple[tuple[int, int], Metrics]:
-        """Index and metrics of a line, whose parameters and seed are those of its index."""
+        """Returns the index and metrics of a line. ValueError if its parameters and seed are not those of its index."""
         i, j = line["run"]
         count = len(next(iter(self.points.values()))), len(self.seeds)
         if not all(type(x) is int and 0 <= x < n for x, n in zip((i, j), count, strict=True)):
@@ -183,17 +187,17 @@ class ResultsFile:
 
 @contextlib.contextmanager
 def _locked(path: Path, *, writable: bool) -> Iterator[int]:
-    """The file, open for one writer or for many readers at a time."""
+    """Opens the file for one writer or for many readers at a time."""
     file = os.open(path, (os.O_RDWR | os.O_APPEND) if writable else os.O_RDONLY)
     try:
-        # Some systems and network drives have no locks; lines are then appended without.
+        # Some systems and network drives have no locks. Lines are then appended without a lock.
         _lock(file, "LOCK_EX" if writable else "LOCK_SH")
-        # It may have been replaced while this process waited.
+        # The file may have been replaced while this process waited for the lock.
         if writable and os.fstat(file).st_ino != os.stat(path).st_ino:
             raise FileNotFoundError(path)
         yield file
     finally:
-        # A copy of `file` that is still open would hold the lock.
+        # Unlocked explicitly, because a copy of `file` that is still open would keep the lock.
         _lock(file, "LOCK_UN")
         os.close(file)
 
@@ -211,7 +215,7 @@ def _bytes(file: int, start: int) -> bytes:
 
 
 def _append(file: int, text: str) -> None:
-    """All of it, or nothing if that fails."""
+    """Appends the text. If that fails, the file is left as it was."""
     before, data = os.fstat(file).st_size, memoryview(text.encode())
     try:
         while data:
@@ -222,7 +226,7 @@ def _append(file: int, text: str) -> None:
 
 
 def _create(path: Path, text: str) -> None:
-    """A file that never was empty, unless another process has made one in the meantime."""
+    """Creates a file that holds the text from the start; if another process has created it first, does nothing."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -231,7 +235,7 @@ def _create(path: Path, text: str) -> None:
         except FileExistsError:
             return
         except (OSError, AttributeError):
-            # Some drives have no links.
+            # Some drives have no hard links.
             if not path.exists():
                 os.replace(temporary, path)
     finally:
@@ -243,8 +247,8 @@ def _json(line: Any) -> str:
 
 
 def fingerprint(program: ClosedJaxpr) -> str:
-    """A hash of the program as it is lowered, and of its constants. JAX's version and the platform are part of it."""
-    # Constants are arguments, as in the sweep itself: in the text, each would be written out.
+    """Returns a hash of the lowered program and its constants. It differs between JAX versions and platforms."""
+    # Constants are arguments here, as in the sweep: the text would write each of them out.
     run = jax.jit(functools.partial(eval_jaxpr, program.jaxpr))
     digest = hashlib.sha256(run.lower(program.consts, *program.in_avals).as_text().encode())
     for x in program.consts:
@@ -254,7 +258,7 @@ def fingerprint(program: ClosedJaxpr) -> str:
 
 
 def _plain(x: Any) -> Any:
-    """Numbers as JSON has them, to the last bit of their own dtype; NaN and infinities as words."""
+    """Returns numbers for JSON that read back to the same bits in their dtype; NaN and infinities become words."""
     if np.ndim(x):
         return [_plain(item) for item in x]
     if np.issubdtype(x.dtype, np.integer) or x.dtype == bool:
@@ -264,7 +268,7 @@ def _plain(x: Any) -> Any:
 
 
 def _array(value: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
-    """The metric that `_plain` wrote as `value`; ValueError for what it would not have written."""
+    """Returns the metric that `_plain` wrote as `value`. ValueError if `_plain` cannot have written it."""
     given = np.asarray(value, dtype=object)
     integers = np.issubdtype(like.dtype, np.integer)
     kinds = (bool,) if like.dtype == bool else (int,) if integers else (int, float)
@@ -273,7 +277,7 @@ def _array(value: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
     for x in given.flat:
         if type(x) not in kinds and (integers or like.dtype == bool or x not in ("nan", "inf", "-inf")):
             raise ValueError(f"expected {like.dtype}, got {x!r}")
-    # float64 reads "nan", but it does not hold every integer.
+    # float64 reads "nan", but cannot hold every integer.
     wide = given.astype(object if integers else np.float64)
     with np.errstate(over="ignore"):
         array = wide.astype(like.dtype).reshape(like.shape)
@@ -283,7 +287,7 @@ def _array(value: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def _difference(where: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
-    """Where it is, and both sides of it; of long ones, the first entry that differs."""
+    """Returns the place of a difference and both values; in long values, those of the first entry that differs."""
     if isinstance(mine, str) or len(f"{mine}{theirs}") < 160:
         return where, mine, theirs
     mine, theirs = (x if isinstance(x, dict) else dict(enumerate(x)) for x in (mine, theirs))

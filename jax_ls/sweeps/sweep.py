@@ -1,4 +1,6 @@
-"""`sweep`: every ε and every seed in one compiled program."""
+"""`sweep`: trains with every ε and every seed in one compiled program."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
@@ -13,6 +15,7 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 from jax.sharding import Mesh, NamedSharding
@@ -25,7 +28,7 @@ from jax_ls.sweeps.storage import ResultsFile, fingerprint
 
 __all__ = ["sweep"]
 
-Train = Callable[[jax.Array, Any], Any]
+Train = Callable[[Array, Any], Any]
 
 
 def sweep(
@@ -41,32 +44,33 @@ def sweep(
     devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
-    """Trains once for every ε and seed: one compiled program, `vmap` over ε inside `vmap` over seeds.
+    """Returns the metrics of one training for every ε and seed, from one compiled program.
 
     metrics[i, j] = train(jax.random.key(seeds[j]), smoothing[i])
 
-    What depends on the key alone, first weights and shuffles say, is computed once a seed. Each device trains runs of
-    its own; on CPU, small networks want a device a core: jax.config.update("jax_num_cpu_devices", os.cpu_count()).
-    Neither `batch` nor `devices` changes a run by more than the rounding of XLA.
+    The program is `vmap` over ε inside `vmap` over seeds. What depends only on the key, such as first weights and
+    shuffles, is computed once per seed. Each device trains its own runs. On CPU, small networks run fastest with one
+    device per core: jax.config.update("jax_num_cpu_devices", os.cpu_count()). `batch` and `devices` change a run by no
+    more than XLA's rounding.
 
     Args:
       train: pure (key, smoothing) -> metrics, a pytree of numbers or arrays. It may close over its data.
-      smoothing: ε, (n,), see `log_uniform`; or several parameters by name, (n,) each, see `grid`: train gets a dict.
-      seeds: distinct seeds, or how many: 0, 1, ... A seed gives the same key to every ε: their difference is paired.
-      batch: most runs to train at a time, over all devices; None for all. It bounds the memory.
-      metric, mode: the metric that `best` looks at, and whether the highest or the lowest is best.
-      results: file of JSON lines, one a run, appended after each batch. Batches that are whole in it are not trained
-        again. Several processes may share it.
-      name: says that two functions are the same to `results`; None compares the programs that they lower to, and their
-        constants.
-      devices: None for all of this process.
-      progress: show a bar on a terminal, if tqdm is installed.
+      smoothing: ε, (n,), see `log_uniform`; or a dict of parameters, (n,) each, see `grid`: `train` then gets a dict.
+      seeds: distinct seeds, or how many: 0, 1, ... A seed gives all ε the same key, so runs can be compared in pairs.
+      batch: the most runs to train at a time, over all devices; None for all. It limits the memory.
+      metric, mode: the metric that `best` compares, and whether its highest or lowest value is best.
+      results: a file of JSON lines, one per run, appended after each batch. A batch whose runs are all in the file is
+        not trained again. Several processes may share the file.
+      name: identifies `train` in `results`; None identifies it by its lowered program and constants.
+      devices: the devices to use; None for all of this process.
+      progress: shows a bar on a terminal, if tqdm is installed.
 
     Returns:
-      A `SweepResult`: print it for the table. Runs that diverge, and a best at the edge of the search, give warnings.
+      A `SweepResult`; print it for the table. It warns of runs that diverged and of a best value at the search's edge.
 
     Raises:
-      TypeError, ValueError, AssertionError: bad input, by name; `results` is a file of another sweep or none at all.
+      TypeError: `train` is no function, or returns a metric that is no real number.
+      ValueError: an unknown `metric`, seeds that repeat, or `results` is a file of another sweep or no results file.
 
     Example:
       >>> from jax_ls import sweeps
@@ -83,7 +87,7 @@ def sweep(
     count, total = (len(seed_array), size), len(seed_array) * size
     limit = total if batch is None else min(checks.check_size("batch", batch), total)
     mesh = _mesh(jax.local_devices() if devices is None else devices, limit)
-    # The mesh that the caller may have set is not the one that the runs are split over.
+    # Without the mesh that the caller may have set: the runs are split over another.
     with jax.set_mesh(Mesh(np.empty((), dtype=object), ())):
         traced = _Traced.of(train, points, bare=not isinstance(smoothing, Mapping))
         if metric is not None:
@@ -92,7 +96,7 @@ def sweep(
         kept = ResultsFile.open(results, name or functools.partial(fingerprint, traced.program), **settings)
         with contextlib.closing(kept):
             run_group, split = _compiled(traced.program.jaxpr, mesh), NamedSharding(mesh, P("runs"))
-            # Constants are arguments: XLA would fold what it can of them, and each program would hold the data again.
+            # Constants become arguments: else XLA would fold them, and each program would hold the data again.
             constants = jax.device_put(traced.program.consts, NamedSharding(mesh, P()))
             most = total if batch is None else limit // mesh.size
             with _bar(total, len(kept.runs), progress) as advance:
@@ -107,7 +111,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Traced:
-    """`train` of one run: (constants, key, parameters in the order of their names) -> metrics, and their shapes."""
+    """The traced `train` of one run, (constants, key, parameters by name) -> metrics, and the metrics' shapes."""
 
     program: ClosedJaxpr
     metrics: dict[str, jax.ShapeDtypeStruct]
@@ -128,28 +132,28 @@ class _Traced:
 
 
 def _mesh(devices: Any, limit: int) -> Mesh:
-    """One axis, "runs", of no more devices than runs at a time."""
+    """Returns a mesh with one axis, "runs", of at most `limit` devices."""
     given = np.array(devices, dtype=object)
     if given.ndim != 1 or not given.size or not all(isinstance(device, jax.Device) for device in given):
         raise ValueError(f"devices: expected a sequence of at least one device, got {devices!r}")
     return Mesh(given[:limit], ("runs",))
 
 
-# The last program is kept: a search that goes on with the same function, around the best ε say, need not compile again.
+# Keeps the last program: a search that goes on with the same function, say around the best ε, does not compile again.
 @functools.lru_cache(maxsize=1)
-def _compiled(program: Jaxpr, mesh: Mesh) -> Callable[..., list[jax.Array]]:
-    """(constants, seeds (D, s), parameters (D, p)) -> metrics (D, s, p, ...); a device trains its own s·p runs."""
+def _compiled(program: Jaxpr, mesh: Mesh) -> Callable[..., list[Array]]:
+    """Returns (constants, seeds (D, s), parameters (D, p)) -> metrics (D, s, p, ...). Each device trains s·p runs."""
 
-    def run(constants: Any, seed: jax.Array, point: Any) -> Any:
+    def run(constants: Any, seed: Array, point: Any) -> Any:
         return eval_jaxpr(program, constants, jax.random.key(seed), *point)
 
-    def tile(constants: Any, seeds: jax.Array, points: Any) -> Any:
+    def tile(constants: Any, seeds: Array, points: Any) -> Any:
         over_points = jax.vmap(run, (None, None, 0))
         over_seeds = jax.vmap(over_points, (None, 0, None))
         seeds, points = jax.tree.map(lambda x: x[0], (seeds, points))
         return jax.tree.map(lambda x: x[None], over_seeds(constants, seeds, points))
 
-    # Nothing is sent between devices, so nothing needs to be known of what varies over them.
+    # Devices exchange nothing, so `shard_map` need not track which values vary over them.
     specs = {"in_specs": (P(), P("runs"), P("runs")), "out_specs": P("runs"), "check_vma": False}
     return jax.jit(jax.shard_map(tile, mesh=mesh, **specs))
 
@@ -157,10 +161,10 @@ def _compiled(program: Jaxpr, mesh: Mesh) -> Callable[..., list[jax.Array]]:
 def _groups(
     count: tuple[int, int], limit: int, devices: int, done: Container[tuple[int, int]]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of seeds (D, s) and of points (D, p) to train together, s·p at most `limit`, all groups of one shape.
+    """Yields groups: indices of seeds (D, s) and of points (D, p), with s·p at most `limit`; all have one shape.
 
-    A run is a cell of the table seeds × points; each device takes a rectangle of it. The last ones are filled up with
-    repetitions. Rectangles whose runs are all `done` are left out.
+    A run is a cell of the table seeds × points, and each device trains a rectangle of it. Groups at the end repeat runs
+    to keep the shape. Rectangles whose runs are all `done` are left out.
     """
     shape = _rectangle(count, limit, devices)
     starts = itertools.product(*(range(0, total, size) for total, size in zip(count, shape, strict=True)))
@@ -177,9 +181,9 @@ def _groups(
 
 
 def _rectangle(count: tuple[int, int], limit: int, devices: int) -> tuple[int, int]:
-    """Seeds and points that a device trains at a time: fewest groups, then fewest repetitions, then most points.
+    """Returns how many seeds and points a device trains at a time.
 
-    Points share what depends on the seed alone.
+    Prefers few groups, then few repetitions, then many points, because points share what depends only on the seed.
     """
 
     def cost(shape: tuple[int, int]) -> tuple[int, int, int]:
@@ -191,7 +195,7 @@ def _rectangle(count: tuple[int, int], limit: int, devices: int) -> tuple[int, i
 
 
 def _runs(rows: np.ndarray, columns: np.ndarray, out: Metrics) -> Iterator[tuple[tuple[int, int], Metrics]]:
-    """(point, seed) of each run of a group, and its metrics."""
+    """Yields (point, seed) and the metrics of each run of a group."""
     for device, (seeds, points) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
         for i, seed in enumerate(seeds):
             for j, point in enumerate(points):
@@ -200,7 +204,7 @@ def _runs(rows: np.ndarray, columns: np.ndarray, out: Metrics) -> Iterator[tuple
 
 @contextlib.contextmanager
 def _bar(total: int, done: int, progress: bool) -> Iterator[Callable[[int], Any]]:
-    """What to call with the number of runs that are finished."""
+    """Gives a function to call with the number of runs that have just finished."""
     if not progress or not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
         yield lambda finished: None
         return

@@ -1,7 +1,8 @@
-"""Reinforcement learning: a scalar return -> q over bins, and back. The loss is `cross_entropy(logits, q)`.
+"""Values in reinforcement learning: a scalar return -> q over bins, and back. The loss is `cross_entropy(logits, q)`.
 
-A `Support` has atoms, the values that bins stand for, and edges, where one bin ends and the next begins. `two_hot` and
-`categorical_projection` share mass among atoms, `hl_gauss` among bins, and `expected_value` reads all three by atoms.
+A `Support` has atoms, the values that its bins stand for, and edges, the borders between bins. `two_hot` and
+`categorical_projection` divide mass among atoms, and `hl_gauss` among bins. `expected_value` turns logits over bins
+into the mean of the atoms.
 """
 
 from jax_ls.values.projections import categorical_projection, expected_value, hl_gauss, two_hot

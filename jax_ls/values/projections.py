@@ -1,42 +1,46 @@
-"""Returns -> q over bins by `hl_gauss`, `two_hot` and `categorical_projection`, and back by `expected_value`."""
+"""Scalar returns -> q over bins: `hl_gauss`, `two_hot` and `categorical_projection`. Back: `expected_value`."""
 
+from __future__ import annotations
+
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.checks import as_positive
-from jax_ls.class_axis import align
+from jax_ls.class_axis import align, everywhere, look_up
 from jax_ls.targets import Dense, Sparse
 from jax_ls.values.support import Support, as_count, as_support
 
 __all__ = ["categorical_projection", "expected_value", "hl_gauss", "two_hot"]
 
-Array = jax.typing.ArrayLike
 
+def hl_gauss(returns: ArrayLike, support: Support, *, sigma_ratio: ArrayLike = 0.75, padding: int = 0) -> Target:
+    """Returns the histogram of a Gaussian around the return: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
 
-def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, padding: int = 0) -> Target:
-    """A Gaussian around the return, as a histogram: p_i ∝ Φ((e_{i+1} − t)/σ) − Φ((e_i − t)/σ).
-
-    Differences are taken in the tail that both edges lie in, where they are exact. For equal bins and σ of ¾ to 2 bins,
-    ⌈4σ⌉ bins of padding make the clipped return the mean, to 1e-4 of a bin; without, cut tails draw the ends in.
+    For equal bins and σ of ¾ to 2 bins, ⌈4σ⌉ bins of padding make the mean of the histogram the clipped return, to 1e-4
+    of a bin. Without padding the tails are cut off, and the mean of a return near an end moves inwards.
 
     Args:
-      returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
-      support: the bins.
-      sigma_ratio: σ in bins, > 0, () or (*batch,). May be traced; NaN if not > 0. Where bins differ, in their mean
-        width: for bins that grow, transform the returns instead, `hl_gauss(symlog(t), even)`.
-      padding: bins at each end that are left to the tails: returns are clipped to the atoms within. To cover
-        [low, high] so, take `Support(low, high, num_bins).pad(padding)`.
+      returns: t, real numbers (*batch,). A return outside is clipped to the outermost atom.
+      support: the bins, with edges e.
+      sigma_ratio: σ in bins, > 0, () or (*batch,). May be traced; NaN if not positive. If bins differ, σ is in units of
+        their mean width. For bins that grow outwards, transform the returns instead: `hl_gauss(symlog(t), even)`.
+      padding: how many bins at each end are only for the tails: returns are clipped to the atoms between. To cover
+        [low, high], take `Support(low, high, num_bins).pad(padding)`.
 
     Returns:
       A `Target` of mass 1; a NaN return makes its own row NaN.
 
     Raises:
-      AssertionError: shapes that do not fit.
-      TypeError, ValueError: returns that are no real numbers, σ ≤ 0, padding that leaves no bin, no `Support`.
+      TypeError: `support` is no `Support`.
+      ValueError: a concrete σ ≤ 0, or padding that leaves no bin.
 
     Example:
       >>> from jax_ls.values import Support, expected_value, hl_gauss
@@ -64,7 +68,7 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
     sigma = ratio.astype(t.dtype) * (edges[-1] - edges[0]) / support.num_bins
     scale = align((math.sqrt(0.5) / sigma)[..., None], t.ndim + 1)
 
-    def twice_mass(lower: jax.Array, upper: jax.Array) -> jax.Array:
+    def twice_mass(lower: Array, upper: Array) -> Array:
         x, y = ((align(e, t.ndim + 1) - t[..., None]) * scale for e in (lower, upper))
         around = ((x < 0) & (y >= 0)).astype(t.dtype)
         return jnp.where(
@@ -73,22 +77,21 @@ def hl_gauss(returns: Array, support: Support, *, sigma_ratio: Array = 0.75, pad
             (_tail(x) - _tail(y)) + 2 * around,
         )
 
-    # Fenced, or XLA on CPU would compute the sum of a row once for each of its bins.
+    # Without the fence, XLA on CPU computes the sum of a row once for each of its bins.
     return Dense(twice_mass(edges[:-1], edges[1:]) / fences.end_of_sum(twice_mass(edges[:1], edges[-1:])))
 
 
-def two_hot(returns: Array, support: Support) -> Target:
-    """The return as the mean of the two atoms around it: (z_{i+1} − t)/(z_{i+1} − z_i) on atom i, the rest on i + 1.
+def two_hot(returns: ArrayLike, support: Support) -> Target:
+    """Returns a target on the two atoms around the return, whose mean is the return.
+
+    Atom a_i gets (a_{i+1} − t) / (a_{i+1} − a_i), and a_{i+1} the rest.
 
     Args:
-      returns: t, real numbers (*batch,); those outside are clipped to the outermost atoms.
+      returns: t, real numbers (*batch,). A return outside is clipped to the outermost atom.
       support: the bins.
 
     Returns:
-      A `Target` of the size of the returns, whose mean is t; a NaN return makes its own row NaN.
-
-    Raises:
-      TypeError: returns that are no real numbers, no `Support`.
+      A `Target` with 2 entries for each return; a NaN return makes its own row NaN.
 
     Example:
       >>> from jax_ls.values import Support, two_hot
@@ -102,22 +105,18 @@ def two_hot(returns: Array, support: Support) -> Target:
     return _between_atoms(checks.as_weight("returns", returns), support)
 
 
-def categorical_projection(returns: Array, probs: Array, support: Support) -> Target:
-    """A distribution over returns as one over atoms of the same mean: Σ_j p_j `two_hot`(t_j).
+def categorical_projection(returns: ArrayLike, probs: ArrayLike, support: Support) -> Target:
+    """Returns a distribution over returns as a target over atoms with the same mean: Σ_j p_j `two_hot`(t_j).
 
-    Bellman's r + γ z_j with the probabilities p_j of the next state makes the target of C51.
+    Bellman's t_j = r + γ a_j, with the probabilities p_j of the next state, gives the target of C51.
 
     Args:
-      returns: t, real numbers (*batch, S) or (S,); those outside are clipped to the outermost atoms.
-      probs: p, real numbers (*batch, S): the probability of each.
+      returns: t, real numbers (*batch, S) or (S,). A return outside is clipped to the outermost atom.
+      probs: p, real numbers (*batch, S), the probability of each return.
       support: the bins.
 
     Returns:
-      A `Target` with 2S entries an example.
-
-    Raises:
-      AssertionError: shapes that do not fit, probabilities that are no real numbers.
-      TypeError: returns that are no real numbers.
+      A `Target` with 2S entries for each example.
 
     Example:
       >>> from jax_ls.values import Support, categorical_projection
@@ -138,8 +137,8 @@ def categorical_projection(returns: Array, probs: Array, support: Support) -> Ta
     return Sparse(hot.indices.reshape(flat), weights.reshape(flat), support.num_bins)
 
 
-def expected_value(logits: Array, support: Support) -> jax.Array:
-    """The mean that logits over bins stand for: Σ_i softmax(z)_i · atom_i.
+def expected_value(logits: ArrayLike, support: Support) -> Array:
+    """Returns the mean value under logits over bins: Σ_i softmax(z)_i a_i, for atoms a.
 
     Args:
       logits: z, real numbers (*batch, B).
@@ -147,9 +146,6 @@ def expected_value(logits: Array, support: Support) -> jax.Array:
 
     Returns:
       Values (*batch,) in float32 or wider.
-
-    Raises:
-      AssertionError: logits that are no real numbers, or not one a bin.
 
     Example:
       >>> from jax_ls.values import Support, expected_value
@@ -162,35 +158,45 @@ def expected_value(logits: Array, support: Support) -> jax.Array:
     z = checks.as_logits("logits", logits)
     checks.assert_num_classes("logits", z, as_support(support).num_bins)
     z, atoms = checks.same_dtype(z.astype(checks.wide(z.dtype)), support.atoms)
-    # About an atom in the middle: far from 0, a rounding of Σ p would show.
+    # Relative to an atom in the middle: for atoms far from 0, the rounding of Σ p would show.
     middle = atoms[support.num_bins // 2]
     return middle + jnp.sum(jax.nn.softmax(z, axis=-1) * align(atoms - middle, z.ndim), axis=-1)
 
 
-def _between_atoms(returns: jax.Array, support: Support) -> Sparse:
+def _between_atoms(returns: Array, support: Support) -> Sparse:
     t, atoms = checks.same_dtype(returns, as_support(support).atoms)
     t = jnp.clip(t, atoms[0], atoms[-1])
-    lower = jnp.clip(jnp.searchsorted(atoms, t, side="right") - 1, 0, atoms.size - 2)
-    below, above = atoms[lower], atoms[lower + 1]
+    lower = jnp.clip(_count_up_to(atoms, t) - 1, 0, atoms.size - 2)
+    below, above = look_up(atoms, lower), look_up(atoms, lower + 1)
     upper_share = (t - below) / (above - below)
     indices = jnp.stack([lower, lower + 1], axis=-1)
     return Sparse(indices, jnp.stack([1 - upper_share, upper_share], axis=-1), support.num_bins)
+
+
+def _count_up_to(atoms: jax.Array, t: jax.Array) -> jax.Array:
+    """How many atoms are t or less; on an explicit mesh, each device for its own returns."""
+    sharding = jax.typeof(t).sharding
+    search = functools.partial(jnp.searchsorted, side="right")
+    if not any(sharding.spec):
+        return search(atoms, t)
+    specs = {"in_specs": (PartitionSpec(), sharding.spec), "out_specs": sharding.spec}
+    return jax.shard_map(search, mesh=sharding.mesh, **specs)(everywhere(atoms), t)
 
 
 # Bins narrower than this, in units of √2 σ, have no digits left in a difference of tails.
 NARROW = 0.02
 
 
-def _narrow(middle: jax.Array, width: jax.Array) -> jax.Array:
-    """erf(middle + width / 2) − erf(middle − width / 2), to the fourth order of the width."""
+def _narrow(middle: Array, width: Array) -> Array:
+    """Returns erf(middle + width / 2) − erf(middle − width / 2), to the fourth order of the width."""
     square = middle * middle
     return 2 / math.sqrt(math.pi) * width * jnp.exp(-square) * (1 + (square / 6 - 1 / 12) * width * width)
 
 
-def _tail(x: jax.Array) -> jax.Array:
-    """sign(x) erfc|x|: exact in both tails, where erf is 1 but for its last digits.
+def _tail(x: Array) -> Array:
+    """Returns sign(x) erfc|x|, which keeps its digits in both tails, where erf rounds to ±1.
 
-    Its jump at 0 is not differentiated: what is added for the bin around 0 makes up for it.
+    It jumps by 2 at 0. The caller adds 2 to the bin around 0, so the jump needs no derivative.
     """
     sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
     return sign * jax.lax.erfc(sign * x)

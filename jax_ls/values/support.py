@@ -1,12 +1,15 @@
-"""The bins of a scalar: which value each stands for, and where one ends and the next begins."""
+"""The bins of a scalar: the value that each stands for, and the borders between them."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
@@ -14,8 +17,7 @@ from jax_ls.checks import as_parameter
 
 __all__ = ["Support"]
 
-Array = jax.typing.ArrayLike
-Numbers = jax.Array | np.ndarray
+Numbers = Array | np.ndarray
 
 
 @pytree(atoms=1, edges=1)
@@ -23,16 +25,15 @@ Numbers = jax.Array | np.ndarray
 class Support:
     """Bins for a scalar: B equally spaced atoms from `low` to `high`, and B + 1 edges midway between them.
 
-    The outer edges lie half a bin outside. `from_atoms` and `from_edges` make bins of any widths; a support whose edges
-    shall lie at `low` and `high` is `Support.from_edges(jnp.linspace(low, high, B + 1))`.
+    The outer edges lie half a bin outside. `from_atoms` and `from_edges` make bins of any widths. For outer edges at
+    `low` and `high`, take `Support.from_edges(jnp.linspace(low, high, B + 1))`.
 
     Args:
-      low, high: numbers, low < high. May be traced; NaN there if not.
+      low, high: numbers, low < high. May be traced; if low ≥ high the bins are then NaN.
       num_bins: B ≥ 2, static.
 
     Raises:
-      ValueError: low ≥ high, numbers that are not finite, fewer than two bins, bins that rounding makes empty.
-      AssertionError, TypeError: arguments that are no numbers.
+      ValueError: concrete low ≥ high or numbers that are not finite, fewer than two bins, or bins empty by rounding.
 
     Example:
       >>> from jax_ls.values import Support
@@ -46,10 +47,10 @@ class Support:
       Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017.
     """
 
-    atoms: jax.Array
-    edges: jax.Array
+    atoms: Array
+    edges: Array
 
-    def __init__(self, low: Array, high: Array, num_bins: int) -> None:
+    def __init__(self, low: ArrayLike, high: ArrayLike, num_bins: int) -> None:
         size = checks.check_size("num_bins", num_bins)
         if size < 2:
             raise ValueError(f"num_bins: expected at least 2, got {size}")
@@ -64,67 +65,75 @@ class Support:
         self._set("low", atoms, _midway(atoms))
 
     @classmethod
-    def from_atoms(cls, atoms: Array) -> Self:
-        """Any increasing atoms (B,), `symexp(jnp.linspace(-20, 20, 255))` for one; edges lie midway between them."""
+    def from_atoms(cls, atoms: ArrayLike) -> Self:
+        """Returns bins with increasing atoms (B,), such as `symexp(jnp.linspace(-20, 20, 255))`, and edges midway."""
         values = _as_increasing("atoms", atoms, 2)
         return object.__new__(cls)._set("atoms", values, _midway(values))
 
     @classmethod
-    def from_edges(cls, edges: Array) -> Self:
-        """Any increasing edges (B + 1,); atoms lie midway between them."""
+    def from_edges(cls, edges: ArrayLike) -> Self:
+        """Returns bins with increasing edges (B + 1,), and atoms midway between them."""
         values = _as_increasing("edges", edges, 3)
         return object.__new__(cls)._set("edges", (values[1:] + values[:-1]) / 2, values)
 
     @property
     def num_bins(self) -> int:
-        """B: how many logits a network needs."""
+        """B, the number of logits that a network needs."""
         return self.atoms.shape[-1]
 
     def pad(self, bins: int) -> Self:
-        """The same support with so many more bins at each end, as wide as the outermost."""
+        """Returns the support with `bins` more bins at each end, as wide as the outermost."""
         steps = jnp.arange(1, as_count("bins", bins) + 1, dtype=self.edges.dtype)
         below, above = self.edges[1] - self.edges[0], self.edges[-1] - self.edges[-2]
 
-        def extended(x: jax.Array) -> jax.Array:
+        def extended(x: Array) -> Array:
             return jnp.concatenate([x[0] - below * steps[::-1], x, x[-1] + above * steps])
 
         return object.__new__(type(self))._set("bins", extended(self.atoms), extended(self.edges))
 
     def _set(self, name: str, atoms: Numbers, edges: Numbers) -> Self:
-        """Bins that rounding has not made empty: ValueError if NumPy's arrays have some, NaN if JAX's."""
-        both = atoms, edges
-        if isinstance(atoms, np.ndarray) and not all((np.diff(x) > 0).all() for x in both):
+        """Sets the fields. If rounding makes a bin empty, NumPy arrays raise ValueError and JAX arrays become NaN."""
+        if isinstance(atoms, np.ndarray) and not all((np.diff(x) > 0).all() for x in (atoms, edges)):
             bins = f"{atoms.size} from {atoms[0]} to {atoms[-1]}"
             raise ValueError(f"{name}: expected bins that {atoms.dtype} can tell apart, got {bins}")
-        apart = jnp.all(jnp.diff(both[0]) > 0) & jnp.all(jnp.diff(both[1]) > 0)
-        for field, values in zip(("atoms", "edges"), both, strict=True):
-            object.__setattr__(self, field, jnp.where(apart, values, jnp.nan))
+        increasing = jnp.all(jnp.diff(atoms) > 0) & jnp.all(jnp.diff(edges) > 0)
+        for field, values in (("atoms", atoms), ("edges", edges)):
+            object.__setattr__(self, field, jnp.where(increasing, values, jnp.nan))
         return self
 
 
 def as_support(x: object) -> Support:
-    """A `Support`."""
+    """Returns `x`, which must be a `Support`."""
     if not isinstance(x, Support):
         raise TypeError(f"support: expected a Support, got {checks.describe(x)}")
     return x
 
 
 def as_count(name: str, x: int) -> int:
-    """A static number of bins."""
+    """Returns a static number of bins, 0 or more."""
     checks.check_integer(name, x)
     if x < 0:
         raise ValueError(f"{name}: expected 0 or more bins, got {x}")
     return int(x)
 
 
-def _as_end(name: str, x: Array) -> jax.Array:
-    end = as_parameter(name, x, lambda x: abs(x) < np.inf, "a finite number")
+def _as_real(x: Any) -> Any:
+    """Integers as the real numbers that −10.0 would be: float64 in 64-bit mode."""
+    kind = x.dtype.kind if hasattr(x, "dtype") else np.asarray(x).dtype.kind
+    if kind not in "iu":
+        return x
+    return (x if isinstance(x, Array) else np.asarray(x)).astype(jnp.result_type(float))
+
+
+def _as_end(name: str, x: ArrayLike) -> Array:
+    end = as_parameter(name, _as_real(x), lambda x: abs(x) < np.inf, "a finite number")
     checks.assert_rank(name, end, 0, "a number")
     return end
 
 
-def _as_increasing(name: str, x: Array, fewest: int) -> Numbers:
+def _as_increasing(name: str, x: ArrayLike, fewest: int) -> Numbers:
     """Increasing numbers, in NumPy where they are known."""
+    x = _as_real(x)
     values = checks.as_weight(name, x)
     checks.assert_rank(name, values, 1, f"increasing numbers, at least {fewest}")
     if values.size < fewest:
@@ -138,7 +147,7 @@ def _as_increasing(name: str, x: Array, fewest: int) -> Numbers:
 
 
 def _midway(atoms: Numbers) -> Numbers:
-    """Edges between atoms; the outermost as far outside as the next are inside."""
+    """Returns edges midway between atoms. The outermost edge lies as far outside its atom as the next lies inside."""
     middle = (atoms[1:] + atoms[:-1]) / 2
     xp = np if isinstance(atoms, np.ndarray) else jnp
     return xp.concatenate([2 * atoms[:1] - middle[:1], middle, 2 * atoms[-1:] - middle[-1:]])

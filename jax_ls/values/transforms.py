@@ -1,32 +1,30 @@
-"""Returns on another scale: odd functions that shrink the large and keep the small, and their inverses.
+"""Transforms of returns: odd functions that shrink large numbers and keep small ones, and their inverses.
 
-A network that learns the transformed return, `two_hot(symlog(returns), support)` say, is read by the inverse of its
-mean, which is not the mean of the inverse: with noisy returns that is biased towards 0. Atoms at the inverse,
-`Support.from_atoms(symexp(grid))` with plain returns, are not.
+A network may learn the transformed return, as in `two_hot(symlog(returns), support)`. Its value is then the inverse of
+a mean, which is not the mean of the inverse: with noisy returns it is biased towards 0. Plain returns with transformed
+atoms, `Support.from_atoms(symexp(grid))`, have no such bias.
 """
 
-import jax
+from __future__ import annotations
+
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.checks import as_amount
 
 __all__ = ["signed_hyperbolic", "signed_parabolic", "symexp", "symlog"]
 
-Array = jax.typing.ArrayLike
 
-
-def symlog(x: Array) -> jax.Array:
-    """sign(x) log(1 + |x|), element by element; slope 1 at 0.
+def symlog(x: ArrayLike) -> Array:
+    """Returns sign(x) log(1 + |x|), element by element. Its slope at 0 is 1.
 
     Args:
       x: real numbers of any shape.
 
     Returns:
       An array in the shape of x, in float32 or wider.
-
-    Raises:
-      TypeError: x that is no real number.
 
     Example:
       >>> from jax_ls.values import symlog
@@ -37,22 +35,19 @@ def symlog(x: Array) -> jax.Array:
       Hafner et al., Mastering Diverse Domains through World Models, 2023.
     """
     x = checks.as_weight("x", x)
-    # Not |x|: its derivative at 0 is 0.
+    # sign · x and not |x|, whose derivative at 0 is 0 in JAX.
     sign = _sign(x)
     return sign * jnp.log1p(sign * x)
 
 
-def symexp(x: Array) -> jax.Array:
-    """sign(x) (exp|x| − 1), the inverse of `symlog`.
+def symexp(x: ArrayLike) -> Array:
+    """Returns sign(x) (exp|x| − 1), the inverse of `symlog`.
 
     Args:
       x: real numbers of any shape.
 
     Returns:
       An array in the shape of x, in float32 or wider.
-
-    Raises:
-      TypeError: x that is no real number.
 
     Example:
       >>> from jax_ls.values import symexp
@@ -67,18 +62,18 @@ def symexp(x: Array) -> jax.Array:
     return sign * jnp.expm1(sign * x)
 
 
-def signed_hyperbolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
-    """sign(x) (√(|x| + 1) − 1) + ε x, element by element.
+def signed_hyperbolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
+    """Returns sign(x) (√(|x| + 1) − 1) + ε x, element by element.
 
     Args:
       x: real numbers of any shape.
-      epsilon: ε ≥ 0, a number; it bounds the slope of the inverse. May be traced; NaN there if negative.
+      epsilon: ε ≥ 0, a number; it limits the slope of the inverse. May be traced; NaN if negative.
 
     Returns:
       An array in the shape of x, in float32 or wider.
 
     Raises:
-      AssertionError, TypeError, ValueError: x that is no real number, ε that is no number ≥ 0.
+      ValueError: a concrete ε < 0.
 
     Example:
       >>> from jax_ls.values import signed_hyperbolic
@@ -90,22 +85,22 @@ def signed_hyperbolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
     """
     x, epsilon = _with_epsilon(x, epsilon)
     finite = jnp.where(jnp.isinf(x), 0, x)
-    # √(a + 1) − 1 = a / (√(a + 1) + 1), which loses no digits near 0.
+    # √(a + 1) − 1 = a / (√(a + 1) + 1), and the right side loses no digits near 0.
     return jnp.where(jnp.isinf(x), x, finite * (1 / (jnp.sqrt(1 + jnp.abs(finite)) + 1) + epsilon))
 
 
-def signed_parabolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
-    """The inverse of `signed_hyperbolic`: sign(x) u (u + 2) with ε u² + (1 + 2ε) u = |x|.
+def signed_parabolic(x: ArrayLike, epsilon: ArrayLike = 1e-3) -> Array:
+    """Returns the inverse of `signed_hyperbolic`: sign(x) u (u + 2) with ε u² + (1 + 2ε) u = |x|.
 
     Args:
       x: real numbers of any shape.
-      epsilon: ε ≥ 0, a number, as there.
+      epsilon: ε ≥ 0, a number, as in `signed_hyperbolic`.
 
     Returns:
       An array in the shape of x, in float32 or wider.
 
     Raises:
-      AssertionError, TypeError, ValueError: x that is no real number, ε that is no number ≥ 0.
+      ValueError: a concrete ε < 0.
 
     Example:
       >>> from jax_ls.values import signed_parabolic
@@ -118,17 +113,17 @@ def signed_parabolic(x: Array, epsilon: Array = 1e-3) -> jax.Array:
     x, epsilon = _with_epsilon(x, epsilon)
     finite = jnp.where(jnp.isinf(x), 0, x)
     b = 1 + 2 * epsilon
-    # The root of the quadratic without a difference, so that ε may be 0 and x small.
+    # The root of the quadratic written without a difference: it keeps its digits at ε = 0 and for small x.
     ratio = 2 / (b + jnp.sqrt(b * b + 4 * epsilon * jnp.abs(finite)))
     return jnp.where(jnp.isinf(x), x, finite * ratio * (ratio * jnp.abs(finite) + 2))
 
 
-def _sign(x: jax.Array) -> jax.Array:
-    """±1, and 1 at 0."""
+def _sign(x: Array) -> Array:
+    """Returns −1 for negative numbers, else 1."""
     return jnp.where(x < 0, -1, 1).astype(x.dtype)
 
 
-def _with_epsilon(x: Array, epsilon: Array) -> tuple[jax.Array, jax.Array]:
+def _with_epsilon(x: ArrayLike, epsilon: ArrayLike) -> tuple[Array, Array]:
     values, slope = checks.as_weight("x", x), as_amount("epsilon", epsilon)
     checks.assert_rank("epsilon", slope, 0, "a number")
     return values, slope.astype(values.dtype)

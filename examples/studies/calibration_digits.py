@@ -4,7 +4,7 @@
 MNIST.
 
     pip install -e ".[examples]"
-    python examples/calibration_digits.py --out runs/calibration-digits
+    python examples/studies/calibration_digits.py --out runs/calibration-digits
 
 A small network learns real MNIST digits, smoothed by ε = 0.05, 0.1, 0.2 and 0.3, relaxed by the same, and plainly,
 five times each from first weights and shuffles that they share, in one compiled program: 45 trainings, 90 seconds of
@@ -15,8 +15,15 @@ ECE 12.6 % against 2.9 %: on digits this easy, who learns to say 0.91 says too l
 much of the difference is gone: ECE 1.4 % against 2.1 %, NLL 0.18 against 0.22. Relaxation is calibrated as trained,
 ECE 1.5 %, and a little less accurate than plain training. The clusters of the last layer tighten with smoothing. --out
 keeps calibration_digits.md, .json and .png, calibration_digits_penultimate.png, and runs.jsonl, from which an
-interrupted run continues. README.md beside this file has the published figures beside ours.
+interrupted run continues. examples/README.md has the published figures beside ours.
 """
+
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
 
 import time
 from argparse import Namespace
@@ -29,20 +36,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import trials
-from runs import replacing
+from files import replacing
 from tables import new_figure, table, write
 from trials import COLUMNS, Data
 
-from jax_ls import calibration, plotting
-from jax_ls.sweeps.results import SweepResult
+from jax_ls import plotting
+from jax_ls.sweeps import SweepResult
 
 PROG = "calibration_digits.py"
 DESCRIPTION = "Train on digits, smoothed and relaxed, and calibrate (Müller et al. 2019, Lienen & Hüllermeier 2021)."
 EXAMPLES = """\
 examples:
-  python examples/calibration_digits.py                        the table, 45 trainings
-  python examples/calibration_digits.py --out runs/calibration figures and pictures too; continues if interrupted
-  python examples/calibration_digits.py --quick                a glimpse: few digits, few epochs
+  python examples/studies/calibration_digits.py                        the table, 45 trainings
+  python examples/studies/calibration_digits.py --out runs/calibration figures and pictures; continues if interrupted
+  python examples/studies/calibration_digits.py --quick                a glimpse: few digits, few epochs
 """
 
 PAPERS = (
@@ -93,12 +100,6 @@ def points(ways: Sequence[Way] = WAYS) -> dict[str, np.ndarray]:
     }
 
 
-def bins(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Sums that add up over seeds."""
-    found = calibration.reliability(logits, labels)
-    return {"count": found.count, "correct": found.correct, "confidence_sum": found.confidence_sum}
-
-
 def spread(x: jax.Array, labels: jax.Array, kernel: jax.Array) -> jax.Array:
     """Variance within classes over that between them, in the space of the templates: small for tight clusters.
 
@@ -130,7 +131,7 @@ def trainer(data: Data, epochs: int) -> Callable[[jax.Array, Any], dict[str, Any
             name: spread(trials.features(params, x), y, kernel)
             for name, (x, y) in {"spread_training": known, "spread_held_out": held_out}.items()
         }
-        found = {"before": bins(logits, labels), "after": bins(cooled, labels)}
+        found = {"before": trials.bins(logits, labels), "after": trials.bins(cooled, labels)}
         return trials.scores(logits, labels) | spreads | found
 
     return train
@@ -163,13 +164,6 @@ def published() -> str:
     )
 
 
-def pooled(result: SweepResult, index: int, when: str) -> calibration.Reliability:
-    """The held-out predictions of all seeds."""
-    sums = {name: jnp.asarray(result.metrics[f"{when}.{name}"][index].sum(axis=0)) for name in ("count", "correct")}
-    confidence = jnp.asarray(result.metrics[f"{when}.confidence_sum"][index].sum(axis=0))
-    return calibration.Reliability(jnp.linspace(0, 1, len(confidence) + 1), **sums, confidence_sum=confidence)
-
-
 def draw_reliability(path: Path, result: SweepResult) -> None:
     """A column for each of three networks, as trained above and after temperature scaling below."""
     titles = [way.title for way in WAYS]
@@ -179,7 +173,7 @@ def draw_reliability(path: Path, result: SweepResult) -> None:
     grid = figure.subplots(2, len(DRAWN))
     for column, title in enumerate(DRAWN):
         for row, (when, words) in enumerate((("before", "as trained"), ("after", "after temperature scaling"))):
-            axes = plotting.plot_reliability(pooled(result, titles.index(title), when), ax=grid[row, column])
+            axes = plotting.plot_reliability(trials.pooled(result, titles.index(title), when), ax=grid[row, column])
             axes.set_title(f"{title}, {words}", y=1.3)
     figure.savefig(path, format="png")
 
@@ -232,7 +226,7 @@ def run(args: Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    trials.command(PROG, (DESCRIPTION, EXAMPLES), 5, run, argv)
+    trials.command(trials.parser_of(PROG, (DESCRIPTION, EXAMPLES), 5), run, argv)
 
 
 if __name__ == "__main__":

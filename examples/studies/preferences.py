@@ -1,7 +1,7 @@
 """Learns rewards from comparisons of which a known share is flipped: plain, conservative and robust.
 
     pip install -e ".[examples]"
-    python examples/preferences.py --out runs/preferences
+    python examples/studies/preferences.py --out runs/preferences
 
 After Chowdhury et al. 2024, "Provably Robust DPO", and Mitchell 2023, "A Note on DPO with Noisy Preferences", in small:
 sixteen answers have true rewards from −2 to 2, and who wins a comparison is drawn from the Bradley-Terry model. A share
@@ -14,6 +14,13 @@ by what the minimum of their expected loss says (lines in the picture); the robu
 have no minimum at all. --out keeps preferences.md, .json and .png.
 """
 
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
+
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -24,8 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import COUNT, OneLineParser
-from runs import make_writable
+from files import claimed
+from flags import COUNT, OneLineParser, directory
 from tables import new_figure, table, write
 
 from jax_ls.preferences import bradley_terry, robust_smoothing
@@ -33,9 +40,9 @@ from jax_ls.preferences import bradley_terry, robust_smoothing
 DESCRIPTION = "Fit rewards to comparisons with flipped outcomes: plain, conservative and robust."
 EXAMPLES = """\
 examples:
-  python examples/preferences.py                        the table
-  python examples/preferences.py --out runs/preferences the picture and the figures too
-  python examples/preferences.py --quick                a glimpse: 8 seeds, few updates
+  python examples/studies/preferences.py                        the table
+  python examples/studies/preferences.py --out runs/preferences the picture and the figures too
+  python examples/studies/preferences.py --quick                a glimpse: 8 seeds, few updates
 """
 
 TRUE = np.linspace(-2, 2, 16, dtype=np.float32)
@@ -178,8 +185,6 @@ def draw(path: Path, results: dict[str, np.ndarray]) -> None:
 
 def run(args: Namespace) -> None:
     """From flags to the tables."""
-    if args.out is not None:
-        make_writable(args.out)
     start = time.perf_counter()
     results = experiment(args.seeds, args.steps)
     rows = scores(results)
@@ -213,11 +218,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=COUNT, metavar="N", help="fits of each method and share (default 50)")
     parser.add_argument("--steps", type=COUNT, metavar="N", help="updates of each fit (default 600)")
     parser.add_argument("--quick", action="store_true", help="8 seeds and 300 updates unless said otherwise")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the figures and the picture here")
+    parser.add_argument("--out", type=directory, metavar="DIR", help="write the figures and the picture here")
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (8 if args.quick else 50)
     args.steps = args.steps or (300 if args.quick else 600)
-    with parser.reporting("; nothing was written"):
+    with parser.reporting("; nothing was written"), claimed(args.out):
         run(args)
 
 

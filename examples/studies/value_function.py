@@ -1,7 +1,7 @@
 """Learns a value function from noisy returns by squared error, two-hot and HL-Gauss; the true values are known.
 
     pip install -e ".[examples]"
-    python examples/value_function.py --out runs/values
+    python examples/studies/value_function.py --out runs/values
 
 After Farebrother et al. 2024, "Stop Regressing: Training Value Functions via Classification for Scalable Deep RL",
 their test of noisy targets in small. A network sees 2,000 states of FrozenLake's 8 x 8 map, each with the return of one
@@ -15,6 +15,13 @@ as large squared error takes twice as long, and then is at least as good. Two-ho
 unlike in the paper's large networks. --out keeps value_function.md, .json and .png.
 """
 
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
+
 import functools
 import time
 from argparse import Namespace
@@ -26,9 +33,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import COUNT, OneLineParser
+from files import claimed
+from flags import COUNT, OneLineParser, directory
 from frozen_lake import Lake, frozen_lake, returns
-from runs import make_writable
 from tables import new_figure, table, write
 
 import jax_ls
@@ -37,9 +44,9 @@ from jax_ls.values import Support, expected_value, hl_gauss, two_hot
 DESCRIPTION = "Learn values of FrozenLake from noisy returns by squared error, two-hot and HL-Gauss."
 EXAMPLES = """\
 examples:
-  python examples/value_function.py                     the table
-  python examples/value_function.py --out runs/values   the picture and the figures too
-  python examples/value_function.py --quick             a glimpse: 2 seeds, few updates
+  python examples/studies/value_function.py                     the table
+  python examples/studies/value_function.py --out runs/values   the picture and the figures too
+  python examples/studies/value_function.py --quick             a glimpse: 2 seeds, few updates
 """
 
 EPISODES, HIDDEN, BATCH, RATE = 2000, 64, 64, 1e-3
@@ -231,8 +238,6 @@ def draw(path: Path, lake: Lake, trained: dict[str, tuple[np.ndarray, np.ndarray
 
 def run(args: Namespace) -> None:
     """From flags to the table."""
-    if args.out is not None:
-        make_writable(args.out)
     start = time.perf_counter()
     lake = frozen_lake()
     trained, table_errors = experiment(lake, args.seeds, args.steps)
@@ -259,13 +264,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=COUNT, metavar="N", help="trainings of each method and setting (default 6)")
     parser.add_argument("--steps", type=COUNT, metavar="N", help=f"updates, at least {POINTS} (default 2000)")
     parser.add_argument("--quick", action="store_true", help="2 seeds and 200 updates unless said otherwise")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the figures and the picture here")
+    parser.add_argument("--out", type=directory, metavar="DIR", help="write the figures and the picture here")
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (2 if args.quick else 6)
     args.steps = args.steps or (200 if args.quick else 2000)
     if args.steps < POINTS:
         parser.error(f"--steps: expected at least {POINTS}, got {args.steps}")
-    with parser.reporting("; nothing was written"):
+    with parser.reporting("; nothing was written"), claimed(args.out):
         run(args)
 
 

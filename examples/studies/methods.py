@@ -1,4 +1,6 @@
-"""What --method chooses between: the loss of a batch, and what a method knows or learns beside the network."""
+"""What a study chooses between: the loss of a batch, and what a method knows or learns beside the network."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +10,6 @@ import digits
 import jax
 import jax.numpy as jnp
 import numpy as np
-from digits import Digits
 
 import jax_ls
 from jax_ls import adaptive, noise, online, penalties, priors
@@ -25,10 +26,9 @@ class Batch(NamedTuple):
     where: jax.Array
     smoothing: jax.Array
     memory: Memory
-    spread: Any
 
 
-def nothing(data: Digits) -> Memory:
+def nothing(images: jax.Array, labels: jax.Array) -> Memory:
     return {}
 
 
@@ -41,8 +41,7 @@ def towards(prior: Callable[[Memory, jax.Array], Any]) -> Callable[[Batch], jax.
 
     def loss(batch: Batch) -> jax.Array:
         u = prior(batch.memory, batch.labels)
-        target = jax_ls.smooth(batch.labels, batch.smoothing, prior=u, spread=batch.spread)
-        return jax_ls.cross_entropy(batch.logits, target, where=batch.where)
+        return jax_ls.smoothed_cross_entropy(batch.logits, batch.labels, batch.smoothing, prior=u, where=batch.where)
 
     return loss
 
@@ -64,15 +63,14 @@ def confidence(batch: Batch) -> jax.Array:
 class Method:
     """Either where the mass goes, or the loss of each example; and what is kept in memory.
 
-    `begin` looks at the training data, `learn` at each batch, `turn` ends an epoch.
+    `begin` looks at the training images, (n, ...) of floats, and labels, `learn` at each batch, `turn` ends an epoch.
     """
 
     prior: Callable[[Memory, jax.Array], Any] | None = None
     loss: Callable[[Batch], jax.Array] | None = None
-    begin: Callable[[Digits], Memory] = nothing
+    begin: Callable[[jax.Array, jax.Array], Memory] = nothing
     learn: Callable[[Memory, Batch], Memory] = forget
     turn: Callable[[Memory], Memory] = lambda memory: memory
-    takes_spread: bool = True
     takes_negative: bool = True
 
     def losses(self, batch: Batch) -> jax.Array:
@@ -80,24 +78,24 @@ class Method:
         assert loss is not None, "a method has a prior or a loss"
         return loss(batch)
 
-    def targets(self, memory: Memory, smoothing: float, spread: Any) -> np.ndarray | None:
+    def targets(self, memory: Memory, smoothing: float) -> np.ndarray | None:
         """Row y is the target of label y, (K, K); None where that depends on the network's answers."""
         if self.prior is None:
             return None
         classes = jnp.arange(digits.CLASSES)
-        q = jax_ls.smooth(classes, smoothing, prior=self.prior(memory, classes), spread=spread)
-        return np.asarray(q.probs(digits.CLASSES))
+        return np.asarray(jax_ls.smooth(classes, smoothing, prior=self.prior(memory, classes)).probs(digits.CLASSES))
 
 
-def frequencies(data: Digits) -> jax.Array:
-    return priors.unigram(np.bincount(data.train_labels, minlength=digits.CLASSES))
+def frequencies(images: jax.Array, labels: jax.Array) -> jax.Array:
+    return priors.unigram(jnp.bincount(labels, length=digits.CLASSES))
 
 
-def likeness(data: Digits) -> jax.Array:
+def likeness(images: jax.Array, labels: jax.Array) -> jax.Array:
     """Digits whose mean images, less the mean of all, point the same way are alike."""
-    images = data.train_images.reshape(len(data.train_images), -1).astype(np.float32)
-    means = np.stack([images[data.train_labels == k].mean(axis=0) for k in range(digits.CLASSES)])
-    return priors.similarity(means - images.mean(axis=0), temperature=0.2)
+    x = images.reshape(len(images), -1)
+    member = jax.nn.one_hot(labels, digits.CLASSES, dtype=x.dtype)
+    means = member.T @ x / jnp.maximum(jnp.sum(member, axis=0), 1)[:, None]
+    return priors.similarity(means - jnp.mean(x, axis=0, keepdims=True), temperature=0.2)
 
 
 METHODS = {
@@ -106,29 +104,25 @@ METHODS = {
     "similarity": Method(jax_ls.Rows, begin=likeness),
     "online": Method(
         online.target,
-        begin=lambda _: online.init(digits.CLASSES, first="uniform"),
+        begin=lambda images, labels: online.init(digits.CLASSES, first="uniform"),
         learn=lambda memory, batch: online.update(memory, batch.logits, batch.labels, where=batch.where),
         turn=online.next_epoch,
     ),
     "confidence": Method(loss=confidence),
     "forward-correction": Method(
         loss=lambda batch: noise.forward_correction(batch.logits, batch.labels, batch.smoothing, where=batch.where),
-        takes_spread=False,
         takes_negative=False,
     ),
     "relaxation": Method(
         loss=lambda batch: noise.label_relaxation(batch.logits, batch.labels, batch.smoothing, where=batch.where),
-        takes_spread=False,
         takes_negative=False,
     ),
     "max-suppression": Method(
         loss=lambda batch: plain(batch) + batch.smoothing * penalties.max_suppression(batch.logits, where=batch.where),
-        takes_spread=False,
     ),
     "confidence-penalty": Method(
         loss=lambda batch: (
             plain(batch) + penalties.confidence_penalty(batch.logits, batch.smoothing, where=batch.where)
         ),
-        takes_spread=False,
     ),
 }

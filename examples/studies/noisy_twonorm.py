@@ -1,7 +1,7 @@
 """Reproduces Wei et al. 2022, "To Smooth or Not? When Label Smoothing Meets Noisy Labels", on Twonorm.
 
     pip install -e ".[examples]"
-    python examples/noisy_twonorm.py --out runs/twonorm
+    python examples/studies/noisy_twonorm.py --out runs/twonorm
 
 Generalised smoothing lets r in q = (1 − r) δ_y + r/2 be negative. Where a share e of two classes' labels is wrong, the
 paper's theory puts the best r at −2e / (1 − 2e): the more noise, the more negative. This trains a small network for
@@ -9,8 +9,15 @@ every r and e, five times each, in one compiled program: 200 trainings, in about
 
 Expect accuracy to fall with the noise at r ≥ 0, to 75 % at e = 0.4, and to jump to the Bayes rate, 97.7 %, or near it
 (97.0 % at e = 0.4), beyond the r of the theory. --out keeps noisy_twonorm.md, .json and .png, and runs.jsonl, from
-which an interrupted sweep continues. README.md beside this file has the published figures beside ours.
+which an interrupted sweep continues. examples/README.md has the published figures beside ours.
 """
+
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
 
 import math
 import time
@@ -24,21 +31,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import trials
-from flags import COUNT, OneLineParser
-from runs import make_writable
+from files import claimed
+from flags import COUNT, OneLineParser, directory
 from tables import new_figure, table, write
 
 import jax_ls
 from jax_ls import noise
-from jax_ls.sweeps import grid
-from jax_ls.sweeps.results import SweepResult
+from jax_ls.sweeps import SweepResult, grid
 
 DESCRIPTION = "Train on Twonorm with wrong labels, smoothed by positive and negative amounts (Wei et al. 2022)."
 EXAMPLES = """\
 examples:
-  python examples/noisy_twonorm.py                    the table, 200 trainings
-  python examples/noisy_twonorm.py --out runs/twonorm the picture and the figures too; continues if interrupted
-  python examples/noisy_twonorm.py --quick            a glimpse: one seed, few epochs
+  python examples/studies/noisy_twonorm.py                    the table, 200 trainings
+  python examples/studies/noisy_twonorm.py --out runs/twonorm the picture and the figures too; continues if interrupted
+  python examples/studies/noisy_twonorm.py --quick            a glimpse: one seed, few epochs
 """
 
 FEATURES, TRAIN, TEST = 20, 5920, 1480
@@ -216,8 +222,6 @@ def draw_lines(axes: Any, accuracy: np.ndarray, error: np.ndarray) -> None:
 
 def run(args: Namespace) -> None:
     """From flags to the table."""
-    if args.out is not None:
-        make_writable(args.out)
     start = time.perf_counter()
     points = grid(smoothing=SMOOTHING, noise=NOISE)
     result = trials.run_all(lambda key, point: train(key, point, epochs=args.epochs), points, args)
@@ -241,12 +245,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=COUNT, metavar="N", help="trainings at a time (default 40)", default=40)
     parser.add_argument("--quick", action="store_true", help="1 seed and 4 epochs unless said otherwise")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write figures and picture here, and continue from here"
+        "--out", type=directory, metavar="DIR", help="write figures and picture here, and continue from here"
     )
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 5)
     args.epochs = args.epochs or (4 if args.quick else 60)
-    with parser.reporting(trials.kept(args)):
+    with parser.reporting(trials.kept(args)), claimed(args.out):
         run(args)
 
 

