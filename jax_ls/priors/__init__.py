@@ -1,8 +1,8 @@
 """Priors u, which say where the smoothed mass goes, for the `prior` argument of `smooth` and of the losses.
 
-`unigram` returns one vector (K,) for all labels. `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`,
-`geometric`, `triangular`, `beta` and `poisson` return a table (K, K) whose row y is the u of label y: make it once, and
-pass `prior=Rows(table, labels)`. `neighbors`, `spatial`, `teacher` and `mix` return a `Target` with a u for each example.
+`unigram` returns one vector (K,) for all labels. These return a table (K, K) whose row y is the u of label y; make it
+once, and pass `prior=Rows(table, labels)`: `similarity`, `hierarchy`, `sord`, `gaussian`, `binomial`, `geometric`,
+`triangular`, `beta`, `poisson`. `neighbors`, `spatial`, `teacher` and `mix` return a `Target`, a u for each example.
 `logit_adjustment` is no u: it is added to the logits.
 """
 
