@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -15,6 +16,9 @@ from jax_ls.smoothing import Prior
 from jax_ls.targets import Uniform, as_target
 
 __all__ = ["smoothed_ctc_loss"]
+
+# Compiled once: optax's scan is over a function that it makes anew in each call.
+_ctc_loss = jax.jit(optax.ctc_loss, static_argnames="blank_id")
 
 
 def smoothed_ctc_loss(
@@ -78,7 +82,7 @@ def smoothed_ctc_loss(
     else:
         u = as_target(prior if isinstance(prior, Target) else checks.as_class_values("prior", prior))
     shown = jnp.where(real[..., None], z, 0)
-    paths = optax.ctc_loss(shown, 1 - real.astype(z.dtype), y, label_paddings, blank_id=blank_id)
+    paths = _ctc_loss(shown, 1 - real.astype(z.dtype), y, label_paddings, blank_id=blank_id)
     apart = jnp.sum(kl_divergence(z, u, where=real), axis=-1)
     losses = multiply(1 - epsilon, paths) + multiply(epsilon, apart)
     return losses if where is None else jnp.where(where, losses, 0)
