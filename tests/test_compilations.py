@@ -17,7 +17,7 @@ import pytest
 from test_package import PUBLIC, named
 
 import jax_ls
-from jax_ls import calibration, chunked_loss, nnx, online, plotting, sweeps, values, with_label_smoothing
+from jax_ls import calibration, chunked_loss, nnx, on_logits, online, plotting, sweeps, values, with_label_smoothing
 
 mpl.use("Agg")
 
@@ -85,7 +85,14 @@ CHUNKED = chunked_loss(squares, chunk_size=4)
 METRIC = nnx.CalibrationError()
 
 # Where an example makes a new function, which has to be compiled, or holds too little.
+def _max_suppression(z):
+    return z.pick(z.likeliest) - z.mean()
+
+
+# A formula that is defined anew for each call is compiled anew: `on_logits` says so. Users name theirs.
 CALLS = {
+    "on_logits": lambda seed: on_logits(_max_suppression, batch(seed)[0]),
+    "Logits": lambda seed: on_logits(_max_suppression, batch(seed)[0]),
     "with_label_smoothing": lambda seed: SMOOTHED(batch(seed)[0], jax.nn.one_hot(batch(seed)[1], K)),
     "chunked_loss": lambda seed: CHUNKED(*hidden(seed)),
     "sweeps.sweep": lambda seed: sweeps.sweep(trained, np.linspace(0, 1 + seed, 4), 2),
