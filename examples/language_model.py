@@ -166,6 +166,8 @@ def report(rows: Rows, targets: np.ndarray, unigram: np.ndarray, out: Path | Non
         curve = [(row["step"], row["perplexity"]) for row in rows if row["run"] == name]
         axes.plot(*zip(*curve, strict=True), style, label=name)
     axes.set(xlabel="step", ylabel="perplexity on held-out files (logarithmic)", yscale="log", xlim=(0, None))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
     axes.legend()
     with replacing(out / "perplexity.png") as part:

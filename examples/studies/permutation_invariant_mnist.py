@@ -136,10 +136,14 @@ def train(key: jax.Array, point: dict[str, jax.Array], *, data: Digits, epochs: 
         updates, state = rule.update(jax.grad(loss)(params), state)
         return (optax.apply_updates(params, updates), state), None
 
-    shuffles = jax.vmap(lambda k: jax.random.permutation(k, len(labels))[: steps * size])
-    rows = shuffles(jax.random.split(shuffle_key, epochs)).reshape(-1, size)
+    def epoch(carry: Any, inputs: Any) -> tuple[Any, None]:
+        key, number = inputs
+        rows = jax.random.permutation(key, len(labels))[: steps * size].reshape(-1, size)
+        return jax.lax.scan(step, carry, (rows, number * steps + jnp.arange(steps)))
+
     params = initial(init_key)
-    (params, _), _ = jax.lax.scan(step, (params, rule.init(params)), (rows, jnp.arange(len(rows))))
+    first = params, rule.init(params)
+    (params, _), _ = jax.lax.scan(epoch, first, (jax.random.split(shuffle_key, epochs), jnp.arange(epochs)))
     scores = trials.scores(predict(params, test_images), jnp.asarray(data.test_labels))
     return {"error": 1 - scores.pop("accuracy"), **scores}
 
