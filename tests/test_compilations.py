@@ -84,6 +84,7 @@ SMOOTHED = with_label_smoothing(optax.losses.softmax_cross_entropy, 0.1)
 CHUNKED = chunked_loss(squares, chunk_size=4)
 METRIC = nnx.CalibrationError()
 
+
 # Where an example makes a new function, which has to be compiled, or holds too little.
 def _max_suppression(z):
     return z.pick(z.likeliest) - z.mean()
