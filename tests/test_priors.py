@@ -87,7 +87,10 @@ def test_others_is_all_at_a_larger_epsilon(name):
     alone = u_y > 1 - 1e-6
     q = jax.jit(lambda a: smooth(LABELS, EPSILON, prior=KINDS[name].prior(a), spread="others").probs(K))(a)
     raised = np.where(alone, 0, EPSILON / np.where(alone, 1, 1 - u_y))[..., None]
-    np.testing.assert_allclose(q, (1 - raised) * np.eye(K)[LABELS] + raised * u, atol=1e-5)
+    expected = (1 - raised) * np.eye(K)[LABELS] + raised * u
+    # Where all of u is on the label, the others share ε equally.
+    equally = np.where(np.eye(K, dtype=bool)[LABELS], 1 - EPSILON, EPSILON / (K - 1))
+    np.testing.assert_allclose(q, np.where(alone[..., None], equally, expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["unigram", "sord", "neighbors"])
