@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -250,7 +249,9 @@ def sigmoid_cross_entropy(
     weight = None if pos_weight is None else checks.as_broadcast("pos_weight", pos_weight, z)
     q = smooth_binary_labels(checks.as_weight("labels", y).astype(z.dtype), smoothing, prior=prior)
     positive = q if weight is None else q * (weight if where is None else jnp.where(where, weight, 0))
-    losses = multiply(positive, jax.nn.softplus(-z)) + multiply(1 - q, jax.nn.softplus(z))
+    # −log σ(±z) = max(∓z, 0) + log(1 + e^−|z|): one logarithm for both. Two make XLA on GPU write float32 arrays out.
+    tail = jnp.log1p(jnp.exp(-jnp.abs(z)))
+    losses = multiply(positive, jnp.maximum(-z, 0)) + multiply(1 - q, jnp.maximum(z, 0)) + (positive + 1 - q) * tail
     if class_weights is not None:
         weights = checks.as_class_values("class_weights", class_weights)
         checks.assert_shape("class_weights", weights, [z.shape[-1:]], "{shapes}, one weight a class")

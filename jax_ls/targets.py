@@ -94,18 +94,26 @@ class Dense(Target):
     probabilities: Array
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "probabilities", checks.as_class_values("probabilities", self.probabilities))
+        expected = "real numbers (K,) or (*batch, K)"
+        probabilities = checks.as_array("probabilities", self.probabilities, expected)
+        checks.assert_kind("probabilities", probabilities, float, expected)
+        checks.assert_min_rank("probabilities", probabilities, 1, expected)
+        # In their own dtype: widened here, XLA would keep a float32 copy for the backward pass.
+        object.__setattr__(self, "probabilities", probabilities)
 
     def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         checks.assert_class_values("probabilities", self.probabilities, values)
-        return axis.dot(self.probabilities, values)
+        return axis.dot(self._wide(), values)
 
     def probs_on(self, axis: ClassAxis) -> Array:
         checks.assert_num_classes("probabilities", self.probabilities, axis.size)
         if axis.where is None:
-            return self.probabilities
+            return self._wide()
         ndim = max(self.probabilities.ndim, axis.where.ndim)
-        return jnp.where(align(axis.where, ndim), align(self.probabilities, ndim), 0)
+        return jnp.where(align(axis.where, ndim), align(self._wide(), ndim), 0)
+
+    def _wide(self) -> Array:
+        return self.probabilities.astype(checks.wide(self.probabilities.dtype))
 
 
 @pytree(table=2, labels=0)
