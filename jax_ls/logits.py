@@ -177,6 +177,11 @@ class Logits:
         return jnp.log(self._ask("total"))
 
     @property
+    def top_prob(self) -> Array:
+        """Returns max_k p_k = 1 / Σ_k exp(z_k − max z)."""
+        return 1 / self._ask("total")
+
+    @property
     def lse(self) -> Array:
         """log Σ_k exp z_k."""
         return self.log_total + self.shift

@@ -10,7 +10,8 @@ import reference_calibration as reference
 from jax.sharding import PartitionSpec as P
 from test_calibration import JITTED, LABELS, LOGITS, N, close
 
-from jax_ls import calibration, predictions
+from jax_ls import calibration
+from jax_ls.logits import is_correct
 
 MEASURES = ["reliability", "classwise_reliability"]
 BINS = {name: jax.jit(getattr(calibration, name), static_argnames=("num_bins", "binning")) for name in MEASURES}
@@ -83,7 +84,7 @@ def test_the_bins_of_all_devices_are_the_same_on_each(of):
 def test_the_least_difference_tells_which_class_is_predicted(size, gap):
     logits = jnp.zeros((2, size)).at[:, -1].set(gap)
     labels = jnp.array([0, size - 1])
-    assert predictions.is_correct(logits, labels).tolist() == [False, True]
+    assert is_correct(logits, labels).tolist() == [False, True]
     assert [int(reliability(logits[i:], labels[i:]).correct.sum()) for i in (0, 1)] == [1, 1]
     assert int(reliability(logits[:1], labels[:1]).correct.sum()) == 0
 

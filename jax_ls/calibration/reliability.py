@@ -261,7 +261,7 @@ def confidence_and_hit(z: Array, y: Array) -> tuple[Array, Array]:
 
 def _confidence_and_hit(z: Logits, labels: Array) -> tuple[Array, Array]:
     hit = (z.likeliest == labels).astype(z.dtype)
-    return jnp.exp(-z.log_total), jnp.where(z.contains(labels), hit, jnp.nan)
+    return z.top_prob, jnp.where(z.contains(labels), hit, jnp.nan)
 
 
 def total(x: Array) -> Array:

@@ -157,8 +157,7 @@ def linear_cross_entropy(
       class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,) and a number.
       softcap: c, for c · tanh(z / c) in place of z.
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
-      plan: "tokens", "classes", or "auto".
-      chunk_size: tokens of a chunk; block_size: classes of a block. Chosen from the shapes if None.
+      plan: "tokens" with `chunk_size` tokens, "classes" with `block_size` classes, or "auto"; None: from the shapes.
       accumulate: dtype in which gradients add up: that of the kernel over chunks, that of `hidden` over blocks, and
         that of a split kernel over devices. If None, float32 on a device and the kernel's dtype between devices.
       hidden_spec, kernel_spec: on an `Auto` mesh in context (`jax.set_mesh`), how the two lie. Inside `jax.shard_map`,
@@ -184,6 +183,9 @@ def linear_cross_entropy(
     h, k = _checked(hidden, kernel)
     adds_up_in, class_axis = _checked_accumulate(accumulate), 0 if transposed else 1
     wire = None if accumulate is None else adds_up_in
+    for name, mesh_axes in (("batch_axis_name", batch_axis_name), ("class_axis_name", class_axis_name)):
+        if mesh_axes is not None:
+            checks.check_mesh_axes(name, mesh_axes)
     layout = Layout.of(h, k, transposed, hidden_spec, kernel_spec, class_axis_name, batch_axis_name, wire)
     _check_product(h, k, transposed, layout)
     layout.check_sizes(h.shape[:-1], k, class_axis)
