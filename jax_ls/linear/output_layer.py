@@ -184,7 +184,7 @@ def linear_cross_entropy(
     adds_up_in, class_axis = _checked_accumulate(accumulate), 0 if transposed else 1
     wire = None if accumulate is None else adds_up_in
     for name, mesh_axes in (("batch_axis_name", batch_axis_name), ("class_axis_name", class_axis_name)):
-        if mesh_axes is not None:
+        if not isinstance(mesh_axes, str | tuple | None):
             checks.check_mesh_axes(name, mesh_axes)
     layout = Layout.of(h, k, transposed, hidden_spec, kernel_spec, class_axis_name, batch_axis_name, wire)
     _check_product(h, k, transposed, layout)
