@@ -7,12 +7,27 @@ the benchmark row that shows it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-__all__ = ["end_of_sum", "finite", "infinite", "kept_apart", "lowest", "unshared", "vary_alike", "varying_axes"]
+__all__ = [
+    "cut_out",
+    "end_of_sum",
+    "finite",
+    "infinite",
+    "kept_apart",
+    "lowest",
+    "unshared",
+    "vary_alike",
+    "varying",
+    "varying_axes",
+]
+
+Tree = Any
 
 
 def end_of_sum(sums: Array) -> Array:
@@ -38,6 +53,15 @@ def kept_apart(sums: Array) -> Array:
     return jax.lax.optimization_barrier(sums)
 
 
+def cut_out(block: Array) -> Array:
+    """Returns a block of a kernel as an array of its own.
+
+    Symptom on TPU: each product cuts the block out of the kernel itself, at unaligned places.
+    `benchmarks/linear_cross_entropy.py --compile-for v5p`, column cycles.
+    """
+    return jax.lax.optimization_barrier(block)
+
+
 def unshared(*rows: Array) -> tuple[Array, ...]:
     """Returns numbers per row as copies that XLA on CPU shares with no other sum.
 
@@ -52,15 +76,19 @@ def varying_axes(x: Array) -> frozenset[str]:
     return frozenset(jax.typeof(x).manual_axis_type.varying)
 
 
-def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """Returns the arrays as what varies over the same axes of the surrounding `jax.shard_map`."""
-    axes = frozenset().union(*(varying_axes(x) for x in arrays))
+def varying(tree: Tree, names: frozenset[str]) -> Tree:
+    """Returns arrays marked as differing over the mesh axes `names` too."""
 
-    def varying(x: Array) -> Array:
-        missing = tuple(sorted(axes - varying_axes(x)))
+    def mark(x: Array) -> Array:
+        missing = tuple(sorted(names - varying_axes(x)))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return tuple(map(varying, arrays))
+    return jax.tree.map(mark, tree)
+
+
+def vary_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Returns the arrays as what varies over the same axes of the surrounding `jax.shard_map`."""
+    return varying(arrays, frozenset().union(*(varying_axes(x) for x in arrays)))
 
 
 def _barrier(*rows: Array) -> tuple[Array, ...]:

@@ -29,10 +29,6 @@ __all__ = [
 ]
 
 
-def _cross_entropy(z: Logits, target: Target) -> Array:
-    return z.cross_entropy(target)
-
-
 def _kl_divergence(z: Logits, target: Target) -> Array:
     return z.cross_entropy(target) + z.negentropy(target)
 
@@ -79,7 +75,7 @@ def cross_entropy(
     """
     batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
     q = as_loss_target(batch, target)
-    return batch.ignoring(q, ignore_index).apply(_cross_entropy, target=q)
+    return batch.ignoring(q, ignore_index).apply(Logits.cross_entropy, q=q)
 
 
 def kl_divergence(
@@ -162,7 +158,7 @@ def smoothed_cross_entropy(
     """
     batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
     batch, _, target = smoothed_target(batch, labels, smoothing, prior, spread, ignore_index)
-    return batch.apply(_cross_entropy, target=target)
+    return batch.apply(Logits.cross_entropy, q=target)
 
 
 def smoothed_target(

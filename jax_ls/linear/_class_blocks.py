@@ -27,9 +27,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, ClassAxis, align
+from jax_ls.fences import varying, varying_axes
 from jax_ls.linear._gathering import Gathering
 from jax_ls.linear._products import narrowed, product, stored_dtype, unit_of
-from jax_ls.linear._token_chunks import varying, varying_axes
 
 __all__ = ["BlockLogits", "Blocks", "Layer", "on_blocks"]
 
@@ -122,9 +122,8 @@ class Blocks:
 
     def kernel(self, block: Array, kernel: Array) -> Array:
         """Returns the kernel of a block, (D, B) or (B, D)."""
-        # Behind a barrier: else each product of a TPU cuts the block out itself, at unaligned places.
         part = jax.lax.dynamic_slice_in_dim(kernel, self.start(block), self.size, self.class_axis)
-        return jax.lax.optimization_barrier(self.gathering.whole(part))
+        return fences.cut_out(self.gathering.whole(part))
 
     def cut(self, block: Array, x: Array) -> Array:
         """Returns columns of x (K,) or (N, K): (B,) or (N, B)."""
@@ -270,10 +269,6 @@ def _nothing(hidden: Array, weights: Sequence[Any], labels: Sequence[Array]) -> 
     return Sums(jnp.full(shape, LOWEST, dtype), jnp.zeros(shape, dtype), tuple(zeros), picked), zeros
 
 
-def _alike(tree: Tree, names: frozenset[str]) -> Tree:
-    return varying(tree, names) if names else tree
-
-
 # The sweeps.
 
 
@@ -290,7 +285,7 @@ def _take_sums(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Ar
         before, masses_before = carry
         return _joined(before, masses_before, sums, masses), None
 
-    start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
+    start = varying(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
     return jax.lax.scan(step, start, blocks.order())[0]
 
 
@@ -335,7 +330,7 @@ def sweep_in_any_mode(
     def step(carry: Tree, x: Tree) -> tuple[Tree, None]:
         return _joined(*carry, *sums_of(wide, x)), None
 
-    start = _alike(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
+    start = varying(_nothing(layer.hidden, weights, labels), varying_axes(layer.hidden))
     return jax.lax.scan(step, start, xs)[0]
 
 
@@ -429,7 +424,7 @@ def _take_slopes(
         "bias": None if wanted.bias is None else jnp.zeros(layer.bias.shape, layer.bias.dtype),
         "weights": d_weights,
     }
-    found, _ = jax.lax.scan(step, _alike(start, everywhere), blocks.order())
+    found, _ = jax.lax.scan(step, varying(start, everywhere), blocks.order())
     d_hidden = None
     if wanted.hidden is not None:
         pieces = [x if unit is None else x * unit.astype(x.dtype) for x in found["hidden"]]
@@ -608,7 +603,7 @@ def on_blocks(
     labels = [jnp.clip(y, -1, size).astype(jnp.int32).reshape(count, y.shape[-1]) for y in z._asked.labels]
     # All alike differ over the mesh axes of tokens and classes: gradients are summed over devices once, outside.
     everywhere = frozenset(name for x in jax.tree.leaves((layer, weights, labels)) for name in varying_axes(x))
-    layer, weights, labels = _alike((layer, weights, labels), everywhere)
+    layer, weights, labels = varying((layer, weights, labels), everywhere)
     take = sweep_in_any_mode if any_mode else sweep
     sums, masses = cast(tuple[Sums, list[Array]], take(blocks, layer, weights, labels))
     if class_axis_name is not None:

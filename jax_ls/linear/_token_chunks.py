@@ -20,7 +20,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage] - so in jax 0.12
 
-from jax_ls import checks
+from jax_ls import checks, fences
 from jax_ls.class_axis import multiply
 from jax_ls.linear._gathering import Gathering
 from jax_ls.linear._products import narrowed, product, stored_dtype, unit_of
@@ -119,21 +119,6 @@ def _zeros(x: jax.ShapeDtypeStruct, chunks: int | None = None) -> jax.Array:
     return jax.lax.pcast(zeros, varying, to="varying") if varying else zeros
 
 
-def varying_axes(x: jax.Array) -> frozenset[str]:
-    """Returns the mesh axes over which `x` differs, inside `jax.shard_map`."""
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
-
-
-def varying(tree: Tree, names: frozenset[str]) -> Tree:
-    """Returns arrays marked as differing over the mesh axes `names` too."""
-
-    def mark(x: jax.Array) -> jax.Array:
-        missing = tuple(sorted(names - varying_axes(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(mark, tree)
-
-
 def split(tokens: Tokens, batch_rank: int, chunks: int) -> Tokens:
     """Returns arrays (*batch, ...) as (n, C, ...); tokens of zeros and weight 0 fill the last chunk."""
 
@@ -211,7 +196,7 @@ def _times(x: Array, unit: Array | None) -> Array:
 def _refuse_shared_closures(token_axes: frozenset[str], others: Tree) -> None:
     """Their gradient would be summed over devices in every chunk, and then weighed by one device's cotangent."""
     for x in jax.tree.leaves(others):
-        if missing := token_axes - varying_axes(x):
+        if missing := token_axes - fences.varying_axes(x):
             names = tuple(sorted(missing))
             raise TypeError(
                 f"loss: expected the arrays it closes over, if differentiated, to be marked as differing over the "

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_ls import checks
+from jax_ls import checks, fences
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, multiply
 from jax_ls.linear import _class_blocks as classes
@@ -271,10 +271,10 @@ def _chunked_on_a_device(static: _Chunked, operands: dict[str, Any]) -> Any:
     count = normalizer(w, static.reduction, denominator=operands["denominator"], batch_axis_name=axis)
     own, common = chunks.partition(arguments, _per_token(arguments, batch))
     # Marked so, gradients are summed over devices once, not in every chunk.
-    over_tokens, over_classes = chunks.varying_axes(h), chunks.varying_axes(k)
+    over_tokens, over_classes = fences.varying_axes(h), fences.varying_axes(k)
     others = (bias, common)
-    h = chunks.varying(h, over_classes)
-    k, others = chunks.varying((k, others), over_tokens)
+    h = fences.varying(h, over_classes)
+    k, others = fences.varying((k, others), over_tokens)
     counts_late = static.reduction == "none"
 
     def on_logits(logits: Array, own: Any, others: Any) -> Any:
@@ -290,7 +290,7 @@ def _chunked_on_a_device(static: _Chunked, operands: dict[str, Any]) -> Any:
         return (losses, aux) if batch else jax.tree.map(lambda x: x[None], (losses, aux))
 
     parts = chunk_count(math.prod(batch), h.shape[-1], num_classes, static.chunk_size)
-    tokens = chunks.varying(chunks.Tokens(h, w if counts_late else w / count, own), over_tokens)
+    tokens = fences.varying(chunks.Tokens(h, w if counts_late else w / count, own), over_tokens)
     tokens = chunks.split(tokens, len(batch), parts)
     plan = chunks.Plan(
         on_logits, parts, static.transposed, layout.gathering, _at_least(static.accumulate, k.dtype), over_tokens
@@ -354,7 +354,7 @@ def _linear_cross_entropy(static: _Layer, operands: dict[str, Any]) -> Array:
 
 def _layer_by_tokens(static: _Layer, operands: dict[str, Any]) -> Array:
     options = {name: operands[name] for name in ("class_where", "class_weights", "z_loss") if name in operands}
-    options = chunks.varying(options, chunks.varying_axes(operands["hidden"]))
+    options = fences.varying(options, fences.varying_axes(operands["hidden"]))
     class_axis_name = static.layout.class_axis_name
     weights, counted = _weights(operands)
 

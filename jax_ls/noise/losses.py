@@ -136,11 +136,7 @@ def backward_correction(
     else:
         table = as_matrix("matrix", matrix, batch.logits.shape[-1] * batch.num_devices)
         target = Rows(batch.local(jnp.linalg.inv(table)), y)
-    return batch.apply(_cross_entropy, target=target)
-
-
-def _cross_entropy(z: Logits, target: Target) -> Array:
-    return z.cross_entropy(target)
+    return batch.apply(Logits.cross_entropy, q=target)
 
 
 def label_relaxation(
