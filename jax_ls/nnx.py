@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, serialization
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -23,6 +22,11 @@ from jax_ls.calibration.reliability import Reliability, reliability
 from jax_ls.calibration.scores import Mean, negative_log_probability, squared_error, where_and_mask
 from jax_ls.class_axis import AxisName
 from jax_ls.targets import Target
+
+try:
+    from flax import nnx, serialization
+except ImportError as error:
+    raise ImportError('jax_ls.nnx: expected flax; pip install "jax_ls[flax]" brings it') from error
 
 __all__ = [
     "BrierScore",

@@ -24,7 +24,11 @@ def test_python_blocks_run(page):
             exec(compile("\n" * line + block.group(1), str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/*.md")), *sorted(ROOT.glob("docs/api/*.md"))],
+    ids=lambda page: page.name,
+)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]

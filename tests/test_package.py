@@ -3,9 +3,12 @@
 import ast
 import doctest
 import importlib
+import importlib.metadata
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +113,29 @@ def test_submodules_are_public():
     for name in ("targets", "smoothing", "losses", "reductions"):
         module = importlib.import_module(f"jax_ls.{name}")
         assert any(getattr(module, public, None) is getattr(jax_ls, public) for public in jax_ls.__all__)
+
+
+def test_dir_shows_what_users_may_type():
+    assert {name for name in dir(jax_ls) if not name.startswith("_")} == {*jax_ls.__all__, *OPTIONAL}
+
+
+def test_nnx_and_plotting_load_on_first_use():
+    program = "import sys, jax_ls; print(*{'jax_ls.nnx', 'jax_ls.plotting', 'flax', 'matplotlib'} & set(sys.modules))"
+    loaded = f"{program}; print(jax_ls.plotting.__name__, jax_ls.nnx.__name__)"
+    run = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n") == ["", "jax_ls.plotting jax_ls.nnx", ""]
+
+
+def test_without_flax_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    monkeypatch.delitem(sys.modules, "jax_ls.nnx", raising=False)
+    monkeypatch.delattr(jax_ls, "nnx", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "jax_ls\[flax\]"'):
+        _ = jax_ls.nnx
+
+
+def test_the_version_is_that_of_the_package():
+    assert importlib.metadata.version("jax_ls") == jax_ls.__version__
 
 
 def test_the_package_is_typed():
