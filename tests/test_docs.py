@@ -1,4 +1,4 @@
-"""Every python block of README and docs runs, in order, one namespace a file."""
+"""Every python block of README and docs runs: all of a page in one namespace, or each alone where readers paste it."""
 
 import re
 from pathlib import Path
@@ -10,16 +10,18 @@ import pytest
 import jax_ls
 
 ROOT = Path(__file__).parents[1]
+ALONE = ["README.md", "training-steps.md"]  # pages whose blocks are pasted one at a time
 PAGES = [path for path in [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))] if "```python" in path.read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page):
     text = page.read_text()
-    namespace = {}
+    namespace: dict = {}
     # Users do not run under this suite's strict settings.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            namespace = {} if page.name in ALONE else namespace
             line = text[: block.start()].count("\n") + 1
             exec(compile("\n" * line + block.group(1), str(page), "exec"), namespace)
 
@@ -33,6 +35,13 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_readme_is_short_and_its_code_is_in_sight():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    code = re.findall(r"^```python\n(.*?)^```", "\n".join(lines), re.DOTALL | re.MULTILINE)
+    assert max(len(line) for line in "".join(code).splitlines()) <= 90
 
 
 def test_error_messages_are_those_of_the_page():
