@@ -8,7 +8,7 @@ takes a minute and a half on two CPU cores. Perplexity on held-out files, always
 same weights and see the same batches; in so short a run smoothing costs likelihood.
 
     python examples/language_model.py --small --prior unigram --out runs/lm
-    python examples/language_model.py --small --prior unigram --out runs/lm --resume --mesh 4,2
+    python examples/language_model.py --small --prior unigram --out runs/lm --resume --mesh 2,2,2
 
 continues an interrupted run where it was last saved, on other devices if need be. To see it on one CPU, set
 XLA_FLAGS=--xla_force_host_platform_device_count=8. `--help` lists every flag.
@@ -75,7 +75,7 @@ class Trainer:
         model, optimizer = nnx.merge(self.plan, state)
 
         def loss_fn(model):
-            return self.devices.loss(model(inputs), model, targets, words, smoothing)
+            return self.devices.loss(model(inputs), model, targets, smoothing=smoothing, **words)
 
         loss, grads = nnx.value_and_grad(loss_fn)(model)
         optimizer.update(model, grads)
@@ -84,7 +84,7 @@ class Trainer:
     def _nll(self, state: nnx.State, inputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
         """Mean loss of one batch without smoothing."""
         model, _ = nnx.merge(self.plan, state)
-        return self.devices.loss(model(inputs), model, targets, self.exists, weights=weights)
+        return self.devices.loss(model(inputs), model, targets, weights=weights, **self.exists)
 
     def train(self, state: nnx.State, smoothing: float, step: int) -> tuple[nnx.State, float]:
         """Shows the batch of this step, the same one whatever the devices."""
@@ -178,25 +178,28 @@ def report(rows: Rows, targets: np.ndarray, unigram: np.ndarray, out: Path | Non
 def train(args: Namespace) -> None:
     """From flags to the table."""
     count = jax.device_count()
-    data, model = args.mesh or (count, 1)
-    if data * model != count:
-        raise InputError(f"--mesh {data},{model} takes {data * model} devices, but there are {count}")
-    if args.batch_size % data:
-        raise InputError(f"--batch-size {args.batch_size} does not divide among {data} devices: see --mesh")
+    shape = data, fsdp, model = args.mesh or (count, 1, 1)
+    if math.prod(shape) != count:
+        raise InputError(f"--mesh {data},{fsdp},{model} takes {math.prod(shape)} devices, but there are {count}")
+    if args.batch_size % (data * fsdp):
+        raise InputError(f"--batch-size {args.batch_size} does not divide among {data * fsdp} devices: see --mesh")
+    if args.width % fsdp:
+        raise InputError(f"the width of {args.width} does not divide by {fsdp}: see --mesh")
     text = stdlib_text.load(args.max_files, args.seq_len)
     if len(text.counts) % model:
         raise InputError(f"the vocabulary of {len(text.counts):,} entries does not divide by {model}: see --mesh")
     print(f"text: {text.files} source files, {len(text.train):,} tokens to train on, {len(text.held_out):,} held out")
     print(f"vocabulary: {text.words:,} words, padded to {len(text.counts):,}")
-    print(f"devices: {data} x {model} {jax.devices()[0].device_kind}", flush=True)
+    print(f"devices: {data} x {fsdp} x {model} {jax.devices()[0].device_kind}", flush=True)
 
     # What must not change when a run is resumed. The mesh may.
     names = ("small", "smoothing", "prior", "steps", "every", "batch_size", "seq_len", "seed")
     settings = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     settings["text of checksum"] = f"{text.fingerprint():08x}"
     start = time.perf_counter()
-    with RunDirectory(args.out, settings, args.resume) as run:
-        rows = fit(args, Trainer(args, text, Devices((data, model))), run)
+    devices = Devices(shape)
+    with RunDirectory(args.out, settings, args.resume) as run, jax.set_mesh(devices.mesh):
+        rows = fit(args, Trainer(args, text, devices), run)
         print(f"time: {time.perf_counter() - start:.0f} s\n")
         report(rows, held_out(args, text)[:, 1:], text.unigram(), args.out)
 
@@ -207,9 +210,9 @@ def count(text: str) -> int:
     return int(text)
 
 
-def mesh(text: str) -> tuple[int, int]:
-    data, model = map(count, text.split(","))
-    return data, model
+def mesh(text: str) -> tuple[int, int, int]:
+    data, fsdp, model = map(count, text.split(","))
+    return data, fsdp, model
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Namespace]:
@@ -223,8 +226,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Namespac
     add("--smoothing", type=float, default=0.1, metavar="EPS", help=smoothing)
     prior = "where that share goes: to all words, or to each by its frequency (default uniform)"
     add("--prior", choices=("uniform", "unigram"), default="uniform", help=prior)
-    split = "split each batch DATA ways and the vocabulary MODEL ways (default: all devices on DATA)"
-    add("--mesh", type=mesh, metavar="DATA,MODEL", help=split)
+    split = "split batches DATA x FSDP ways, parameters FSDP ways, words MODEL ways (default: all devices on DATA)"
+    add("--mesh", type=mesh, metavar="DATA,FSDP,MODEL", help=split)
     for flag, what in (("steps", "updates"), ("batch_size", "windows in a batch"), ("seq_len", "tokens in a window")):
         default = f"{what} (default {LARGE[flag]}, {SMALL[flag]} if --small)"
         add(f"--{flag.replace('_', '-')}", type=count, metavar="N", help=default)

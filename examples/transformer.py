@@ -65,61 +65,42 @@ class Transformer(nnx.Module):
 
 
 class Devices:
-    """A mesh: tokens are split over its axis "data", the vocabulary over its axis "model"."""
+    """A mesh with axes "data", "fsdp" and "model", and what each splits.
 
-    def __init__(self, shape: tuple[int, int]):
-        self.shape = shape
-        self.mesh: Mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-        self.tokens = NamedSharding(self.mesh, P("data"))
+    Tokens are split over "data" and "fsdp". The vocabulary is split over "model". Every matrix, the embeddings
+    included, is split over "fsdp" too, and gathered where it is used.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], devices: Any = None):
+        names = ("data", "fsdp", "model")
+        self.mesh: Mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        self.tokens = NamedSharding(self.mesh, P(("data", "fsdp")))
         self.replicated = NamedSharding(self.mesh, P())
 
     def of_state(self, state: Any, vocabulary: int) -> Any:
-        """Shardings of parameters and their moments: what has an entry a word is split by words."""
+        """Shardings of parameters and their moments."""
 
         def one(leaf: jax.Array) -> NamedSharding:
-            by_word = leaf.ndim > 0 and leaf.shape[0] == vocabulary
-            return NamedSharding(self.mesh, P("model")) if by_word else self.replicated
+            if leaf.ndim > 0 and leaf.shape[0] == vocabulary:
+                spec = P("model", "fsdp") if leaf.ndim == 2 else P("model")
+            else:
+                spec = P("fsdp") if leaf.ndim == 2 and leaf.shape[0] % self.mesh.shape["fsdp"] == 0 else P()
+            return NamedSharding(self.mesh, spec)
 
         return jax.tree.map(one, state)
 
-    def loss(
-        self,
-        hidden: jax.Array,
-        model: Transformer,
-        targets: jax.Array,
-        words: dict[str, jax.Array],
-        smoothing: jax.Array | float = 0.0,
-        weights: jax.Array | None = None,
-    ) -> jax.Array:
+    def loss(self, hidden: jax.Array, model: Transformer, targets: jax.Array, **options: Any) -> jax.Array:
         """Mean smoothed loss over all devices; none ever holds the logits of all its tokens.
 
-        `words` holds arrays (K,): class_where, and the prior if there is one.
+        Runs under jax.set_mesh: on an Auto mesh, a program that is traced does not know how arrays lie. The specs say so.
         """
-
-        # In shard_map the kernel's gradient is summed over devices once; left to XLA, in every chunk.
-        def local(hidden, kernel, bias, targets, smoothing, weights, words):
-            return jax_ls.linear_cross_entropy(
-                hidden,
-                kernel,
-                targets,
-                transposed=True,
-                bias=bias,
-                smoothing=smoothing,
-                weights=weights,
-                class_axis_name="model",
-                batch_axis_name="data",
-                **words,
-            )
-
-        specs = (P("data"), P("model"), P("model"), P("data"), P(), P("data"), P("model"))
-        weights = jnp.ones(targets.shape) if weights is None else weights
-        arguments = (
+        return jax_ls.linear_cross_entropy(
             hidden,
             model.words.embedding[...],
-            model.bias[...],
             targets,
-            jnp.asarray(smoothing),
-            weights,
-            words,
+            transposed=True,
+            bias=model.bias[...],
+            hidden_spec=self.tokens.spec,
+            kernel_spec=P("model", "fsdp"),
+            **options,
         )
-        return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=P())(*arguments)

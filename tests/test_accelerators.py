@@ -268,15 +268,9 @@ def test_the_step_of_the_language_model_compiles_and_holds_no_logits(device):
     )
 
     # A network is made on the CPU, and its step then compiled for devices that take no arrays.
-    class Elsewhere(network.Devices):
-        def __init__(self, devices, shape):
-            self.shape = shape
-            self.mesh = Mesh(np.array(devices).reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-            self.tokens, self.replicated = NamedSharding(self.mesh, P("data")), NamedSharding(self.mesh, P())
-
-    trainer = script.Trainer(args, text, Elsewhere(jax.devices()[:1], (1, 1)))
+    trainer = script.Trainer(args, text, network.Devices((1, 1, 1), jax.devices()[:1]))
     devices = one_or_eight(device)
-    trainer.devices = there = Elsewhere(devices, (len(devices) // 2 or 1, min(len(devices), 2)))
+    trainer.devices = there = network.Devices((2, 2, 2) if len(devices) == 8 else (1, 1, 1), devices)
     shardings = there.of_state(trainer.first_state, len(counts))
     state, words = (
         placed(trainer.first_state, shardings),
@@ -285,7 +279,7 @@ def test_the_step_of_the_language_model_compiles_and_holds_no_logits(device):
     tokens = compile_for.array((args.batch_size, args.seq_len), "int32", there.tokens)
     step = jax.jit(trainer._step, donate_argnums=0, out_shardings=(shardings, there.replicated))
     smoothing = compile_for.array((), "float32", there.replicated)
-    with jax.numpy_dtype_promotion("standard"):  # which optax asks for
+    with jax.set_mesh(there.mesh), jax.numpy_dtype_promotion("standard"):  # which optax asks for
         found = compile_for.figures(step, state, tokens, tokens, smoothing, words)
     logits = 4 * args.batch_size * args.seq_len * len(counts) // len(devices)
     assert found.temporaries < logits

@@ -151,12 +151,14 @@ def test_killed_run_resumes_exactly(train, saved, whole, killed, copy_of):
         np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
 
 
-def test_killed_run_resumes_on_another_mesh(train, saved, whole, killed, copy_of):
-    out = copy_of(killed, "other")
-    printed = train("--out", out, "--resume", "--mesh", "4,2")
-    assert "devices: 4 x 2" in printed
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)])
+def test_killed_run_resumes_on_another_mesh(train, saved, whole, killed, copy_of, mesh):
+    name = "x".join(map(str, mesh))
+    out = copy_of(killed, name)
+    printed = train("--out", out, "--resume", "--mesh", ",".join(map(str, mesh)))
+    assert "devices: {} x {} x {}".format(*mesh) in printed
     assert_close(metrics(out), metrics(whole))
-    resumed, expected = saved["other", 4], saved["whole", 4]
+    resumed, expected = saved[name, 4], saved["whole", 4]
     assert resumed.keys() == expected.keys()
     for name, leaf in expected.items():
         # A gradient that is zero but for rounding still moves its parameter: only the whole of an array agrees.
@@ -172,7 +174,7 @@ def assert_close(rows, expected):
 
 def test_one_device_agrees_with_eight(train, whole, monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert "devices: 1 x 1" in train("--out", tmp_path / "one")
+    assert "devices: 1 x 1 x 1" in train("--out", tmp_path / "one")
     assert_close(metrics(tmp_path / "one"), metrics(whole))
 
 
@@ -190,7 +192,7 @@ def test_lost_metrics_come_back(train, whole, copy_of):
 def test_perplexity_is_of_the_plain_likelihood_of_every_held_out_token(saved, whole):
     args = language_model.parse([*TINY])[1]
     text = stdlib_text.load(args.max_files, args.seq_len)
-    trainer = language_model.Trainer(args, text, transformer.Devices((1, 1)))
+    trainer = language_model.Trainer(args, text, transformer.Devices((1, 1, 1)))
     structure = jax.tree.structure(dict.fromkeys(("smoothing 0.1, unigram", "no smoothing"), trainer.first_state))
     states = jax.tree.unflatten(structure, saved["whole", 4].values())
     windows = text.held_out_windows(16_384, args.seq_len)
@@ -230,9 +232,9 @@ def test_the_text_has_32000_words_and_draws_by_seed_and_step():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (("--mesh", "3,7"), "--mesh 3,7 takes 21 devices, but there are 8"),
-        (("--mesh", "4"), "argument --mesh: invalid mesh value: '4'"),
-        (("--mesh", "8,0"), "--mesh: expected a whole number of at least 1 and at most 1,000,000, got 0"),
+        (("--mesh", "3,7,1"), "--mesh 3,7,1 takes 21 devices, but there are 8"),
+        (("--mesh", "4,2"), "argument --mesh: invalid mesh value: '4,2'"),
+        (("--mesh", "8,1,0"), "--mesh: expected a whole number of at least 1 and at most 1,000,000, got 0"),
         (("--steps", "99999999999"), "--steps: expected a whole number of at least 1 and at most 1,000,000, got 999"),
         (("--out", ""), "--out"),
         (("--out", "x" * 5000), "cannot write to --out xxx"),
@@ -253,8 +255,10 @@ def test_vocabulary_that_does_not_divide_is_told(refused, monkeypatch, tmp_path)
     words = len(stdlib_text.load(20, 40).counts)
     parts = next(parts for parts in (3, 5, 7) if words % parts)
     monkeypatch.setattr(jax, "device_count", lambda: parts)
-    error = refused("--mesh", f"1,{parts}", "--out", tmp_path / "new")
+    error = refused("--mesh", f"1,1,{parts}", "--out", tmp_path / "new")
     assert f"the vocabulary of {words:,} entries does not divide by {parts}" in error
+    error = refused("--mesh", f"1,{parts},1", "--batch-size", 2 * parts, "--out", tmp_path / "new")
+    assert f"the width of 128 does not divide by {parts}" in error
     assert not (tmp_path / "new").exists()
 
 
@@ -363,7 +367,7 @@ def test_bar_counts_tokens_on_a_terminal(monkeypatch, capsys):
 
 
 def test_script_refuses_in_one_line(tmp_path):
-    result = process(ROOT / "examples" / "language_model.py", *TINY, "--mesh", "3,3", "--out", tmp_path / "new")
+    result = process(ROOT / "examples" / "language_model.py", *TINY, "--mesh", "3,3,1", "--out", tmp_path / "new")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "language_model.py: error: --mesh 3,3 takes 9 devices, but there are 8\n"
+    assert result.stderr == "language_model.py: error: --mesh 3,3,1 takes 9 devices, but there are 8\n"
     assert not (tmp_path / "new").exists()
