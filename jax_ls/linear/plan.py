@@ -50,11 +50,15 @@ def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None
 def block_sizes(features: int, classes: int, parts: int, size: int | None) -> tuple[int, int]:
     """Returns the classes of a block in each of `parts` parts of `classes` classes: elsewhere, and on TPU.
 
-    By default D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`, and D on TPU.
+    By default about D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`, and about
+    D, 4096 at least, on TPU, whose compiler expects fewer cycles then.
     """
-    if size is None:
-        sizes = [max(128, size // 128 * 128) for size in (features // 2, features)]
-    else:
-        sizes = [checks.check_size("block_size", size)] * 2
-    elsewhere, on_tpu = (min(-(-size // parts), classes) for size in sizes)
-    return elsewhere, on_tpu
+    if size is not None:
+        within = min(-(-checks.check_size("block_size", size) // parts), classes)
+        return within, within
+    elsewhere = max(128, features // 2 // 128 * 128)
+    fewest = max(4096, features // 128 * 128)
+    # Of sizes up to a quarter more, the one with the fewest classes in two blocks.
+    within = {-(-total // parts) for total in range(fewest, fewest * 5 // 4 + 1, 128)}
+    on_tpu = min(within, key=lambda x: (-(-classes // x) * x, -x))
+    return min(-(-elsewhere // parts), classes), min(on_tpu, classes)
