@@ -3,6 +3,8 @@
 python process_worker.py COORDINATOR INDEX RESULTS
 """
 
+import functools
+import itertools
 import sys
 
 import jax
@@ -16,7 +18,10 @@ from jax_ls import linear_cross_entropy
 LAYOUTS = {
     "tokens": (P("x"), P(), P("x"), P("x"), P(), P()),
     "classes": (P(), P(None, "x"), P(), P(), P("x"), P("x")),
+    "FSDP": (P("x"), P("x", None), P("x"), P("x"), P(), P()),
+    "FSDP along K": (P("x"), P(None, "x"), P("x"), P("x"), P("x"), P()),
 }
+PLANS = {"tokens": {"chunk_size": 2}, "classes": {"block_size": 5}}
 
 
 def problem():
@@ -30,26 +35,27 @@ def problem():
     return [x.astype(np.float32) if x.dtype.kind == "f" or x is weights else x for x in arrays]
 
 
-def loss(hidden, kernel, labels, weights, prior, exists):
-    options = {"smoothing": 0.3, "prior": prior, "weights": weights, "class_where": exists, "chunk_size": 2}
-    return linear_cross_entropy(hidden, kernel, labels, **options)
+def loss(hidden, kernel, labels, weights, prior, exists, plan="tokens"):
+    options = {"smoothing": 0.3, "prior": prior, "weights": weights, "class_where": exists, "plan": plan}
+    return linear_cross_entropy(hidden, kernel, labels, **options, **PLANS[plan])
 
 
 def results():
-    """Of each layout the loss, and its gradients in hidden, kernel, weights and prior."""
+    """Of each layout and plan the loss, and its gradients in hidden, kernel, weights and prior."""
     out = {}
     mesh = jax.make_mesh((jax.device_count(),), ("x",), axis_types=(AxisType.Explicit,))
     whole = NamedSharding(mesh, P())
-    for name, specs in LAYOUTS.items():
+    for (name, specs), plan in itertools.product(LAYOUTS.items(), PLANS):
         with jax.set_mesh(mesh):
             arrays = [
                 jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda i, x=x: x[i])
                 for x, spec in zip(problem(), specs, strict=True)
             ]
-            value, slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 3, 4)))(*arrays)
+            step = jax.value_and_grad(functools.partial(loss, plan=plan), argnums=(0, 1, 3, 4))
+            value, slopes = jax.jit(step)(*arrays)
             gathered = jax.jit(jax.sharding.reshard, static_argnums=1)(slopes, whole)
         named = zip(("loss", "hidden", "kernel", "weights", "prior"), (value, *gathered), strict=True)
-        out |= {f"{name} {key}": np.asarray(x.addressable_data(0)) for key, x in named}
+        out |= {f"{name}, {plan}: {key}": np.asarray(x.addressable_data(0)) for key, x in named}
     return out
 
 

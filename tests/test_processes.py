@@ -1,4 +1,4 @@
-"""Two processes on one machine find the loss and the gradients that one finds, tokens or classes split over them."""
+"""Two processes on one machine find the loss and the gradients that one finds, tokens, classes and features split over them."""
 
 import socket
 import subprocess
@@ -45,11 +45,12 @@ def told(logs):
     return "\n".join(log.read_text()[-2000:] for log in logs)
 
 
+@pytest.mark.parametrize("plan", process_worker.PLANS)
 @pytest.mark.parametrize("layout", process_worker.LAYOUTS)
-def test_loss_and_gradients_are_those_of_one_process(results, layout):
+def test_loss_and_gradients_are_those_of_one_process(results, layout, plan):
     arrays = process_worker.problem()
     value, slopes = jax.jit(jax.value_and_grad(process_worker.loss, argnums=(0, 1, 3, 4)))(*arrays)
     expected = dict(zip(("loss", "hidden", "kernel", "weights", "prior"), (value, *slopes), strict=True))
     for found in results:
         for name, x in expected.items():
-            np.testing.assert_allclose(found[f"{layout} {name}"], x, rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(found[f"{layout}, {plan}: {name}"], x, rtol=1e-5, atol=1e-6, err_msg=name)
