@@ -92,7 +92,7 @@ class Devices:
     def loss(self, hidden: jax.Array, model: Transformer, targets: jax.Array, **options: Any) -> jax.Array:
         """Mean smoothed loss over all devices; none ever holds the logits of all its tokens.
 
-        Runs under jax.set_mesh: on an Auto mesh, a program that is traced does not know how arrays lie. The specs say so.
+        Runs under jax.set_mesh: on an Auto mesh, arrays that are traced do not know how they lie, and specs say it.
         """
         return jax_ls.linear_cross_entropy(
             hidden,

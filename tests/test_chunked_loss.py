@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ls import chunked_loss, linear_cross_entropy, mean, smoothed_cross_entropy
+from jax_ls import chunked_loss, linear_cross_entropy, mean, smooth, smoothed_cross_entropy
 
 N, D, K = 7, 4, 5
 RNG = np.random.default_rng(0)
@@ -14,6 +14,7 @@ HIDDEN = jnp.asarray(RNG.normal(size=(N, D)), jnp.float32)
 KERNEL = jnp.asarray(RNG.normal(size=(D, K)), jnp.float32)
 LABELS = jnp.asarray(RNG.integers(0, K, N))
 BIAS = jnp.asarray(RNG.normal(size=K), jnp.float32)
+EPSILON = jnp.full(N, 0.1)
 EPSILONS = jnp.array([-0.5, 0.0, 0.3, 1.0])
 
 
@@ -233,3 +234,101 @@ def test_numbers_are_named_where_arrays_with_one_entry_per_token_must_be():
         f(HIDDEN, KERNEL, LABELS, 2.0)
     f = chunked_loss(lambda z, y, t: smoothed_cross_entropy(z / t[:, None], y))
     close(f(HIDDEN, KERNEL, LABELS, np.full(N, 2.0, np.float32)), written_out(HIDDEN, KERNEL / 2, 0.1).mean())
+
+
+# In class blocks.
+
+
+def sums_told(z, labels, epsilon):
+    """The same loss, of the sums over classes that blocks can take."""
+    q = smooth(labels, epsilon)
+    parts = {"nll": -z.log_prob(labels), "z_loss": 0.01 * jnp.square(z.lse), "mean": z.mean() + z.shift}
+    return z.mass(q) * z.log_total - z.dot(q) + parts["z_loss"], parts
+
+
+def told_by_logits(logits, labels, epsilon):
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    parts = {"nll": smoothed_cross_entropy(logits, labels, 0.0), "z_loss": 0.01 * lse**2, "mean": logits.mean(axis=-1)}
+    return smoothed_cross_entropy(logits, labels, epsilon) + parts["z_loss"], parts
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_class_blocks_of_a_loss_of_sums(reduction, transposed):
+    blocks = chunked_loss(sums_told, has_aux=True, reduction=reduction, plan="classes", block_size=2)
+    chunks = chunked_loss(told_by_logits, has_aux=True, reduction=reduction, chunk_size=3)
+    weights = jnp.array([1.0, 2, 0, 1, 1, 0.5, 1])
+
+    def total(f, hidden, kernel, bias):
+        if f is chunks:
+            hidden = jnp.nan_to_num(hidden)
+        kernel = kernel.T if transposed else kernel
+        loss, aux = f(hidden, kernel, LABELS, EPSILON, bias=bias, weights=weights, softcap=2.0, transposed=transposed)
+        return loss.sum(), aux
+
+    hidden = HIDDEN.at[2].set(jnp.nan)
+    slopes = jax.jit(jax.value_and_grad(total, (1, 2, 3), has_aux=True), static_argnums=0)
+    (value, aux), found = slopes(blocks, hidden, KERNEL, BIAS)
+    (expected, expected_aux), expected_slopes = slopes(chunks, hidden, KERNEL, BIAS)
+    close(value, expected)
+    close(found, expected_slopes)
+    kept = weights != 0
+    close(jax.tree.map(lambda x: x[kept], aux), jax.tree.map(lambda x: x[kept], expected_aux))
+
+
+def test_class_blocks_see_what_the_loss_closes_over():
+    def of(plan, scale):
+        loss = {
+            "classes": lambda z, y: -scale * z.log_prob(y),
+            "tokens": lambda z, y: scale * smoothed_cross_entropy(z, y, 0.0),
+        }[plan]
+        return chunked_loss(loss, plan=plan)(HIDDEN, KERNEL, LABELS)
+
+    close(jax.grad(of, 1)("classes", 2.0), jax.grad(of, 1)("tokens", 2.0))
+
+
+def test_an_argument_of_a_token_without_weight_is_absent_in_class_blocks():
+    f = chunked_loss(lambda z, y, scale: -scale * z.log_prob(y), plan="classes", reduction="sum")
+    weights, scale = jnp.ones(N).at[1].set(0), jnp.ones(N)
+    slope = jax.grad(lambda h, scale: f(h, KERNEL, LABELS, scale, weights=weights), (0, 1))
+    close(slope(HIDDEN, scale.at[1].set(jnp.nan)), slope(HIDDEN, scale))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: smoothed_cross_entropy(z, y),
+        lambda z, y: jax.nn.logsumexp(z, axis=-1),
+        lambda z, y: z.entropy(),
+        lambda z, y: z.top,
+    ],
+)
+def test_a_loss_that_needs_all_classes_is_refused_in_class_blocks(loss):
+    with pytest.raises(TypeError, match=r'plan: class blocks cannot take this loss .*plan="tokens"'):
+        chunked_loss(loss, plan="classes")(HIDDEN, KERNEL, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan": "auto"}, "plan"),
+        ({"plan": "classes", "block_size": 0}, "block_size"),
+        ({"chunk_size": 0}, "chunk_size"),
+    ],
+)
+def test_plans_and_sizes_that_do_not_exist_are_refused_before_the_loss_is_called(options, message):
+    with pytest.raises((ValueError, AssertionError), match=message):
+        chunked_loss(sums_told, **options)
+
+
+def test_class_blocks_where_an_explicit_mesh_splits_tokens_and_classes():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    rng = np.random.default_rng(1)
+    hidden, kernel = rng.normal(size=(8, 4)).astype(np.float32), rng.normal(size=(4, 6)).astype(np.float32)
+    labels = jnp.arange(8) % 6
+    f = chunked_loss(sums_told, has_aux=True, plan="classes", block_size=2)
+    step = jax.jit(jax.value_and_grad(lambda h, k: f(h, k, labels, jnp.full(8, 0.1)), (0, 1), has_aux=True))
+    expected = step(jnp.asarray(hidden), jnp.asarray(kernel))
+    with jax.set_mesh(mesh):
+        h, k = jax.device_put(hidden, jax.P("data")), jax.device_put(kernel, jax.P("data", "model"))
+        close(step(h, k), expected)

@@ -1,4 +1,4 @@
-"""Two processes on one machine find the loss and the gradients that one finds, tokens, classes and features split over them."""
+"""Two processes find the loss and the gradients that one finds; tokens, classes and features split over them."""
 
 import socket
 import subprocess
