@@ -59,3 +59,13 @@ def test_error_messages_are_those_of_the_page():
 )
 def test_readme_commands_stand_alone(command):
     assert f"\n{command}\n" in (ROOT / "README.md").read_text()
+
+
+def test_the_release_is_the_same_everywhere():
+    version = re.escape(jax_ls.__version__)
+    [date] = re.findall(rf"^## {version} \((\d{{4}}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {jax_ls.__version__}\ndate-released: {date}\n" in citation
+    bibtex = (ROOT / "docs" / "citing.md").read_text()
+    assert f"version = {{{jax_ls.__version__}}}" in bibtex
+    assert f"year    = {{{date[:4]}}}" in bibtex
