@@ -36,6 +36,7 @@ exclude_patterns = ["docs/contents.md", "docs/_*"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+nb_merge_streams = True
 nb_execution_mode = "off"  # the notebook holds what it printed; a test runs its cells
 
 autodoc_typehints = "none"  # each docstring says dtypes and shapes, which Array does not

@@ -20,10 +20,12 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
+import jax_ls
+
 BLOCK = re.compile(r"^```\{api\} (?P<module>\S+)\n(?P<names>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 # A class is shown with its methods and those of its private bases, but not with those of these bases.
-DOCUMENTED_ELSEWHERE = "Target, Metric, Module, Variable, tuple, object"
+DOCUMENTED_ELSEWHERE = "Metric, Module, Variable, tuple, object"
 
 
 def written_out(block: re.Match) -> str:
@@ -33,7 +35,9 @@ def written_out(block: re.Match) -> str:
     for name in names:
         thing = getattr(__import__(module, fromlist=[name]), name)
         if inspect.isclass(thing):
-            lines += ["", f".. autoclass:: {name}", "   :members:", f"   :inherited-members: {DOCUMENTED_ELSEWHERE}"]
+            lines += ["", f".. autoclass:: {name}"]
+            if thing.__base__ is not jax_ls.Target:  # a kind of target has the methods of `Target`
+                lines += ["   :members:", f"   :inherited-members: {DOCUMENTED_ELSEWHERE}"]
         else:
             lines += ["", f".. autofunction:: {name}"]
     return "\n".join(["```{eval-rst}", *lines, "```"])
@@ -50,7 +54,8 @@ class LinkPublicNames(SphinxTransform):
 
     def apply(self, **_: object) -> None:
         for literal in list(self.document.findall(nodes.literal)):
-            target = public_names.resolve(literal.astext())
+            text = literal.astext()
+            target = text if text in public_names.MODULES[1:] else public_names.resolve(text)
             if target is None or isinstance(literal.parent, (nodes.title, nodes.reference, addnodes.pending_xref)):
                 continue
             link = addnodes.pending_xref("", refdomain="py", reftype="obj", reftarget=target, refwarn=True)

@@ -6,6 +6,7 @@ a substitution. Here a backtick means code, or a link if it holds a public name,
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 
@@ -93,6 +94,18 @@ def translate(app: Sphinx, what: str, name: str, thing: object, options: object,
     lines[:] = written
 
 
+def constructor(app: Sphinx, what: str, name: str, thing: object, *_: object) -> tuple[str, None] | None:
+    """The signature of a class whose metaclass takes (*args, **kwargs), as Flax's does: that of its __init__."""
+    if what != "class" or "*args" not in str(inspect.signature(thing)):  # type: ignore[arg-type]
+        return None
+    own = inspect.signature(thing.__init__)  # type: ignore[misc]
+    parameters = [parameter.replace(annotation=parameter.empty) for parameter in list(own.parameters.values())[1:]]
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return "", None
+    return str(inspect.Signature(parameters)), None
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("autodoc-process-docstring", translate)
+    app.connect("autodoc-process-signature", constructor)
     return {"parallel_read_safe": True}

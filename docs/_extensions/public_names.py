@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib
 import inspect
 
@@ -22,8 +23,24 @@ def names_of(module: str) -> list[str]:
 NAMES = {f"{module}.{name}" for module in MODULES for name in names_of(module)}
 
 
+def parameters_of(name: str) -> set[str]:
+    module, _, short = name.rpartition(".")
+    thing = getattr(importlib.import_module(module), short)
+    return set(inspect.signature(thing).parameters)
+
+
+# Names that say which module they are of: `unigram` does, `beta` is of two modules, and `margin` is also an argument.
+ARGUMENTS = set().union(*(parameters_of(name) for name in NAMES))
+SHORT = collections.Counter(name.rpartition(".")[2] for name in NAMES)
+UNIQUE = {
+    short: name
+    for name in NAMES
+    if SHORT[short := name.rpartition(".")[2]] == 1 and short not in ARGUMENTS and len(short) > 3
+}
+
+
 def resolve(text: str, module: str = "") -> str | None:
     """The full name that `text` means, as seen from `module`; None if it means no public name."""
     text = text.removesuffix("()")
     candidates = [f"{module}.{text}", f"jax_ls.{text}", text]
-    return next((name for name in candidates if name in NAMES), None)
+    return next((name for name in candidates if name in NAMES), UNIQUE.get(text))
