@@ -121,9 +121,7 @@ def draw(path, runs):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        "mnist.py", argparse.SUPPRESS, "Learn digits from smoothed labels.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("mnist.py", argparse.SUPPRESS, "Learn smoothed digits.", allow_abbrev=False)
     add = parser.add_argument
     add("--data-dir", type=Path, metavar="DIR", help="train on MNIST's four files, unpacked")
     add("--smoothing", type=float, default=0.1, metavar="EPS", help="ε, from 0 to 1 (default 0.1)")

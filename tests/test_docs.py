@@ -44,6 +44,11 @@ def test_the_readme_is_short_and_its_code_is_in_sight():
     assert max(len(line) for line in "".join(code).splitlines()) <= 90
 
 
+def test_the_example_is_as_short_as_the_readme_says():
+    assert "[150 lines](examples/mnist.py)" in (ROOT / "README.md").read_text()
+    assert len((ROOT / "examples" / "mnist.py").read_text().splitlines()) <= 150
+
+
 def test_error_messages_are_those_of_the_page():
     rows = re.findall(r"^\| `(.*)` \| `(.*)` \|$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
     given = {"z": jnp.zeros((8, 4)), "y": jnp.zeros(8, int), "ce": jax_ls.smoothed_cross_entropy}
