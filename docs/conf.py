@@ -44,6 +44,7 @@ autodoc_member_order = "bysource"
 autosummary_generate = False
 viewcode_follow_imported_members = True
 add_module_names = False
+nitpicky = True
 smartquotes = False  # a quotation mark in a docstring is code
 toc_object_entries_show_parents = "hide"
 

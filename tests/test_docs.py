@@ -1,6 +1,7 @@
 """Every python block of README and docs runs: all of a page in one namespace, or each alone where readers paste it."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -42,6 +43,15 @@ def test_the_readme_is_short_and_its_code_is_in_sight():
     assert len(lines) <= 150
     code = re.findall(r"^```python\n(.*?)^```", "\n".join(lines), re.DOTALL | re.MULTILINE)
     assert max(len(line) for line in "".join(code).splitlines()) <= 90
+
+
+def test_the_readme_names_the_versions_that_the_package_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [oldest] = [need.removeprefix("jax>=") for need in project["dependencies"] if need.startswith("jax>=")]
+    pythons = [x.rpartition(" ")[2] for x in project["classifiers"] if re.search(r"Python :: 3\.\d+$", x)]
+    words = f"Python {', '.join(pythons[:-1])} or {pythons[-1]} and jax {oldest} or newer."
+    assert words in (ROOT / "README.md").read_text()
+    assert project["requires-python"] == f">={pythons[0]}"
 
 
 def test_the_example_is_as_short_as_the_readme_says():
