@@ -165,6 +165,8 @@ OPTIONS = (
     Option("class_where (batch, K)", _smoothed(class_where="each_class_where"), ("each_class_where",)),
     Option("class_weights", _smoothed(class_weights="class_weights")),
     Option("z_loss", _smoothed(z_loss=1e-4)),
+    Option("relative", _smoothed(relative=True)),
+    Option('reduction="mean"', _smoothed(reduction="mean", where="where", class_weights="class_weights")),
     Option("prior (K,)", _smoothed(prior="prior")),
     Option("prior Rows", _with_prior(lambda b: Rows(b.table, b.labels)), ("table",)),
     Option("prior Dense (K,)", _with_prior(lambda b: Dense(b.prior))),

@@ -23,6 +23,7 @@ from jax_ls import (
 from jax_ls.linear import chunked_loss, linear_cross_entropy
 from jax_ls.logits import Logits, on_logits
 from jax_ls.losses import (
+    LossParts,
     cross_entropy,
     kl_divergence,
     sigmoid_cross_entropy,
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Dense",
     "Logits",
+    "LossParts",
     "OneHot",
     "Rows",
     "Sparse",

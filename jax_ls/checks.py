@@ -5,8 +5,10 @@ chex checks shapes, ranks and dtypes and raises `AssertionError`. Options and va
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import chex
 import jax
@@ -18,6 +20,61 @@ from jax.typing import ArrayLike, DTypeLike
 
 Shape = tuple[int, ...]
 Shaped = Array | jax.ShapeDtypeStruct
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BY_EXAMPLE = "jax_ls.mean(losses, weights) for weights of examples"
+
+# Names of options in other libraries: those of ours that may be meant, the first that a function has, or else a remedy.
+ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
+    **dict.fromkeys(
+        ["label_smoothing", "eps", "epsilon", "alpha"], (("smoothing",), "smooth(labels, ε) as the target")
+    ),
+    "smoothing": ((), "smoothed_cross_entropy, or smooth(labels, ε) as the target"),
+    "weight": (("class_weights",), BY_EXAMPLE),
+    **dict.fromkeys(["weights", "sample_weight", "sample_weights"], (("weights",), BY_EXAMPLE)),
+    "reduction": ((), "one loss for each example, and then jax_ls.reduce(losses, reduction=...)"),
+    **dict.fromkeys(["mask", "masks", "padding_mask"], (("where",), "jax_ls.mean(losses, mask)")),
+    **dict.fromkeys(["ignore_label", "padding_idx", "ignore_class"], (("ignore_index",), "where=labels != index")),
+    **dict.fromkeys(["dim", "class_dim"], (("axis",), "classes last")),
+    **dict.fromkeys(["input", "inputs", "predictions", "y_pred"], (("logits",), "logits")),
+    **dict.fromkeys(["labels", "target", "targets", "y_true"], (("labels", "target"), "labels")),
+    **dict.fromkeys(["z_loss_weight", "z_loss_multiplier", "lse_square_scale"], (("z_loss",), "penalties.z_loss")),
+    **dict.fromkeys(["logit_softcap", "final_logit_softcap"], (("softcap",), "softcap * jnp.tanh(logits / softcap)")),
+    **dict.fromkeys(["embedding", "lm_head"], (("kernel",), "logits")),
+    "num_classes": ((), "no number of classes, which the logits say"),
+}
+
+
+def named_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Returns the function, which then answers a name that it does not know with the name to write."""
+    parameters = inspect.signature(function).parameters
+    positional = [x.name for x in parameters.values() if x.kind is not inspect.Parameter.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in parameters:
+                expected = _written_here(name, parameters)
+                raise TypeError(f"{name}: expected {expected}, got {name}={describe(kwargs[name])}")
+        if len(args) > len(positional):
+            names = ", ".join(positional)
+            raise TypeError(f"{function.__name__}: expected options by name after ({names}), got {len(args)} arguments")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _written_here(name: str, parameters: Collection[str]) -> str:
+    """Returns what to write in place of an option of another library."""
+    if name not in ELSEWHERE:
+        return f"one of {' | '.join(parameters)}"
+    ours, otherwise = ELSEWHERE[name]
+    found = next((word for word in ours if word in parameters), None)
+    if found is None:
+        return otherwise
+    # A weight may be one of classes or one of examples.
+    return f"{found}= for weights of classes, or {otherwise}" if found == "class_weights" else f"the name {found}="
 
 
 def describe(x: Any) -> str:
@@ -35,13 +92,13 @@ def _through_chex(message: Callable[[], str], check: Callable[..., None], *argum
         raise AssertionError(f"{message()}\n{error}") from None
 
 
-def _got(name: str, expected: str, x: Any) -> Callable[[], str]:
-    return lambda: f"{name}: expected {expected}, got {describe(x)}"
+def _got(name: str, expected: str, x: Any, remedy: str = "") -> Callable[[], str]:
+    return lambda: f"{name}: expected {expected}, got {describe(x)}{remedy}"
 
 
-def assert_kind(name: str, x: Array, kind: type, expected: str) -> None:
-    """`x` is of the dtype kind `int`, `float` or `bool`."""
-    _through_chex(_got(name, expected, x), chex.assert_type, x, kind)
+def assert_kind(name: str, x: Array, kind: type, expected: str, remedy: str = "") -> None:
+    """`x` is of the dtype kind `int`, `float` or `bool`; `remedy` ends the message."""
+    _through_chex(_got(name, expected, x, remedy), chex.assert_type, x, kind)
 
 
 def assert_shape(name: str, x: Array, shapes: Sequence[Shape], expected: str) -> None:
@@ -146,8 +203,10 @@ def same_dtype(*arrays: Array) -> list[Array]:
 
 
 def as_array(name: str, x: Any, expected: str = "an array of numbers") -> Array:
-    """Returns `x` as a JAX array."""
+    """Returns `x` as a JAX array; a parameter that Flax Linen has boxed with the names of its axes is unboxed."""
+    unbox = getattr(x, "unbox", None)
     try:
+        x = unbox() if callable(unbox) else x
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected {expected}, got {x!r}") from error
@@ -181,7 +240,8 @@ def as_labels(name: str, x: ArrayLike) -> Array:
         given = np.minimum(x, widest.max)
         given = np.maximum(given, widest.min) if x.dtype.kind == "i" else given
     labels = as_array(name, given, "integers (*batch,)")
-    assert_kind(name, labels, int, "integers (*batch,)")
+    as_floats = jnp.issubdtype(labels.dtype, jnp.floating)
+    assert_kind(name, labels, int, "integers (*batch,)", f": {name}.astype(int)?" if as_floats else "")
     dtype = jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32
     if jnp.iinfo(labels.dtype).max > jnp.iinfo(dtype).max:
         labels = jnp.minimum(labels, jnp.asarray(jnp.iinfo(dtype).max, labels.dtype))
@@ -192,7 +252,7 @@ def as_where(name: str, x: ArrayLike, shape: Shape) -> Array:
     """Booleans of `shape`."""
     where = as_array(name, x, "booleans, one an example")
     if where.dtype != jnp.bool_ or where.shape != shape:
-        assert_kind(name, where, bool, f"booleans {shape}")
+        assert_kind(name, where, bool, f"booleans {shape}", f": {name}.astype(bool)?" if where.shape == shape else "")
         assert_shape(name, where, [shape], "booleans {shapes}")
     return where
 
@@ -224,9 +284,24 @@ def as_broadcast(name: str, x: object, like: Shaped) -> Array:
 def as_logits(name: str, x: ArrayLike) -> Array:
     """Returns logits (*batch, K) in their own dtype."""
     logits = as_array(name, x, "real numbers (*batch, K)")
-    assert_kind(name, logits, float, "real numbers (*batch, K)")
+    swapped = ": are these the labels? Logits come first" if jnp.issubdtype(logits.dtype, jnp.integer) else ""
+    assert_kind(name, logits, float, "real numbers (*batch, K)", swapped)
     assert_min_rank(name, logits, 1, "real numbers (*batch, K)")
     return logits
+
+
+def check_no_probabilities(name: str, x: Array) -> None:
+    """Raises where the first rows of concrete logits (*batch, K) are probabilities: none negative, each sum 1."""
+    if isinstance(x, Tracer) or x.ndim < 2 or x.shape[-1] < 2 or not x.addressable_shards:
+        return
+    here = x.addressable_shards[0].data
+    if here.shape[-1] < x.shape[-1] or not here.size:
+        return
+    with jax.ensure_compile_time_eval():
+        rows = np.asarray(here[(0,) * (x.ndim - 2)][:16]).astype(np.float64)
+    tolerance = 4 * float(jnp.finfo(x.dtype).eps) ** 0.5
+    if len(rows) > 1 and (rows >= 0).all() and (np.abs(rows.sum(axis=-1) - 1) < tolerance).all():
+        raise ValueError(f"{name}: expected logits, got probabilities, {describe(x)} whose rows sum to 1: jnp.log(p)?")
 
 
 def assert_target(name: str, x: Array, logits: Shaped) -> None:
@@ -249,11 +324,11 @@ def _remedy(x: Array, logits: Shaped) -> str:
     if x.shape == batch and jnp.issubdtype(x.dtype, jnp.floating):
         return ": labels.astype(int)?"
     if x.shape == (*batch, 1):
-        return ": labels[..., 0]?"
+        return ": labels[..., 0].astype(int)?" if jnp.issubdtype(x.dtype, jnp.floating) else ": labels[..., 0]?"
     if x.shape == logits.shape and not jnp.issubdtype(x.dtype, jnp.floating):
         return ": one-hot labels? labels.astype(float)"
     axes = [i for i in range(len(logits.shape)) if x.shape == logits.shape[:i] + logits.shape[i + 1 :]]
-    if axes:
+    if axes and x.ndim:
         return f": classes on axis {axes[0]}? axis={axes[0]}"
     return ""
 
@@ -275,6 +350,12 @@ def as_parameter(name: str, x: Any, holds: Callable[[Any], Any], expected: str) 
     if not (held := np.asarray(holds(rounded))).all():
         raise ValueError(f"{name}: expected {expected}, got {np.asarray(x)[~held].flat[0]} in {values.dtype}")
     return values
+
+
+def check_smoothing(x: Any) -> None:
+    """Raises for an integer other than 0, which is likelier the third argument of another library: an axis."""
+    if isinstance(x, int | np.integer) and not isinstance(x, bool) and x != 0:
+        raise TypeError(f"smoothing: expected a real number, got the integer {x}: axis={x}, or {x}.0?")
 
 
 def as_positive(name: str, x: Any) -> Array:

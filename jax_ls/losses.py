@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -15,10 +16,12 @@ from jax_ls import checks
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, align, multiply
 from jax_ls.logits import Batch, Logits
-from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels, smooth_labels
-from jax_ls.targets import as_target
+from jax_ls.reductions import Reduction, reduce_counted
+from jax_ls.smoothing import Prior, Spread, entropy_of_smoothed, smooth, smooth_binary_labels, smooth_labels
+from jax_ls.targets import OneHot, as_target
 
 __all__ = [
+    "LossParts",
     "as_loss_target",
     "cross_entropy",
     "kl_divergence",
@@ -33,6 +36,7 @@ def _kl_divergence(z: Logits, target: Target) -> Array:
     return z.cross_entropy(target) + z.negentropy(target)
 
 
+@checks.named_options
 def cross_entropy(
     logits: ArrayLike,
     target: Target | ArrayLike,
@@ -78,6 +82,7 @@ def cross_entropy(
     return batch.ignoring(q, ignore_index).apply(Logits.cross_entropy, q=q)
 
 
+@checks.named_options
 def kl_divergence(
     logits: ArrayLike,
     target: Target | ArrayLike,
@@ -114,9 +119,33 @@ def kl_divergence(
     return batch.ignoring(q, ignore_index).apply(_kl_divergence, target=q)
 
 
+class LossParts(NamedTuple):
+    """A loss and what it is made of, from one pass over the logits: what `return_parts=True` returns.
+
+    Each is one number per example, or reduced as the loss is.
+
+    Args:
+      loss: all of it.
+      unsmoothed: the cross-entropy of the labels as they were given, without smoothing and z-loss.
+      z_loss: the part of `loss` that the option `z_loss` adds.
+      lse: log Σ_k exp z_k.
+
+    Example:
+      >>> parts = smoothed_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]), z_loss=0.5, return_parts=True)
+      >>> print(parts.lse.round(4), parts.z_loss.round(4), (parts.loss - parts.z_loss).round(4))
+      [1.3863] [0.9609] [1.3863]
+    """
+
+    loss: Array
+    unsmoothed: Array
+    z_loss: Array
+    lse: Array
+
+
+@checks.named_options
 def smoothed_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: Target | ArrayLike,
     smoothing: ArrayLike = 0.1,
     *,
     prior: Prior | None = None,
@@ -126,39 +155,88 @@ def smoothed_cross_entropy(
     class_where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
+    relative: bool = False,
+    reduction: Reduction = "none",
+    return_parts: bool = False,
     axis: int = -1,
     class_axis_name: AxisName | None = None,
-) -> Array:
+    batch_axis_name: AxisName | None = None,
+) -> Any:
     """Returns the cross-entropy with label smoothing: `cross_entropy(logits, smooth(labels, smoothing))`.
 
     lse(z) − (1 − ε) z_y − ε ⟨u, z⟩, for a uniform u without any array of K numbers but the logits.
 
     Args:
       logits: z, real numbers with K classes on `axis`.
-      labels: integers (*batch,), or probabilities in the shape of the logits.
-      smoothing: ε, () or (*batch,); a number of at most 1, negative allowed; may be traced.
+      labels: integers (*batch,), probabilities in the shape of the logits, or a `Target`.
+      smoothing: ε, () or (*batch,); a real number of at most 1, negative allowed; may be traced.
       prior, spread: where ε goes, as in `smooth`; a prior comes with its classes last.
       where, ignore_index, class_where, class_weights, z_loss, axis, class_axis_name: as in `cross_entropy`.
+      relative: less H(q), as in `kl_divergence`: 0 for a perfect model, with the same gradient.
+      reduction: "none", or as in `reduce` over the examples that count. With `class_weights` and integer labels a mean
+        divides by Σ w_y, as PyTorch does; otherwise by the number of those examples. An empty mean is 0.
+      return_parts: whether to return `LossParts`, with lse and z-loss.
+      batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`, to reduce over.
 
     Returns:
-      Losses (*batch,) in float32 or wider; NaN for a label that names no class.
+      Losses (*batch,) in float32 or wider, a number if reduced, or `LossParts` of them. NaN for a label that names no
+      class.
 
     Raises:
-      TypeError: `ignore_index` with dense labels.
+      TypeError: `ignore_index` with dense labels, or an integer other than 0 as ε.
       ValueError: an unknown `spread`, or a concrete ε above 1.
 
     Example:
-      >>> logits = jnp.array([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 1.5]])
-      >>> [f"{loss:.4f}" for loss in smoothed_cross_entropy(logits, jnp.array([0, 3]), 0.1)]
+      >>> logits, labels = jnp.array([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 1.5]]), jnp.array([0, 3])
+      >>> [f"{loss:.4f}" for loss in smoothed_cross_entropy(logits, labels, 0.1)]
       ['0.6327', '1.8341']
 
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016; Müller et al., When Does Label Smoothing
       Help?, 2019.
     """
+    checks.check_smoothing(smoothing)
     batch = Batch.of(logits, where, class_where, class_weights, z_loss, axis, class_axis_name)
-    batch, _, target = smoothed_target(batch, labels, smoothing, prior, spread, ignore_index)
-    return batch.apply(Logits.cross_entropy, q=target)
+    batch, hard, target = smoothed_target(batch, labels, smoothing, prior, spread, ignore_index)
+    if not relative and not return_parts and reduction == "none":
+        return batch.apply(Logits.cross_entropy, q=target)
+    operands: dict[str, Any] = {"q": target, "hard": hard}
+    closed = prior is None and isinstance(hard, OneHot) and class_weights is None
+    if relative and closed:
+        operands["epsilon"] = checks.as_weight("smoothing", smoothing)
+    if batch.z_loss is not None:
+        operands["z_weight"], batch = batch.z_loss, replace(batch, z_loss=None)
+    formula = _SmoothedLoss((spread if closed else "summed") if relative else None, return_parts)
+    found, counts = batch.apply(formula, **operands)
+    return reduce_counted(found, counts, reduction, batch_axis_name)
+
+
+@dataclass(frozen=True)
+class _SmoothedLoss:
+    """The formula of `smoothed_cross_entropy` with parts, and what each example adds to the divisor of a mean. Static.
+
+    Args:
+      entropy: None, or how H(q) is found: by the formula for a `spread`, or "summed" over the classes.
+      parts: whether to return `LossParts`.
+    """
+
+    entropy: str | None
+    parts: bool
+
+    def __call__(
+        self, z: Logits, q: Target, hard: Target, epsilon: Array | None = None, z_weight: Array | None = None
+    ) -> tuple[Any, Array]:
+        loss = z.cross_entropy(q)
+        if epsilon is not None:
+            spread = "others" if self.entropy == "others" else "all"
+            loss = loss - entropy_of_smoothed(epsilon.astype(z.dtype), z.num_classes, spread)
+        elif self.entropy is not None:
+            loss = loss + z.negentropy(q)
+        penalty = jnp.zeros_like(loss) if z_weight is None else z_weight.astype(z.dtype) * jnp.square(z.lse)
+        loss = loss if z_weight is None else loss + penalty
+        counts = z.mass(hard) if isinstance(hard, OneHot) else jnp.ones_like(loss)
+        counts = jnp.broadcast_to(counts, loss.shape)
+        return (LossParts(loss, z.cross_entropy(hard), penalty, z.lse) if self.parts else loss), counts
 
 
 def smoothed_target(
@@ -190,6 +268,7 @@ def as_loss_target(batch: Batch, x: Target | ArrayLike, name: str = "target") ->
     return as_target(array)
 
 
+@checks.named_options
 def sigmoid_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

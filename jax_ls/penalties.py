@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 
+@checks.named_options
 def confidence_penalty(
     logits: ArrayLike,
     beta: ArrayLike,
@@ -77,6 +78,7 @@ def _confidence_penalty(z: Logits, beta: Array, threshold: Array | None = None) 
     return -beta * z.entropy() if threshold is None else beta * jax.nn.relu(threshold.astype(z.dtype) - z.entropy())
 
 
+@checks.named_options
 def jensen(
     logits: ArrayLike,
     alpha: ArrayLike,
@@ -155,6 +157,7 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
     return z.sum(term, z.log_total, c, per_c, 1 / (1 - c), ends, 2 * u_is_a - 1, u_is_a, 1 - u_is_a, 60.0, -1e30, 0.0)
 
 
+@checks.named_options
 def max_suppression(
     logits: ArrayLike,
     *,
@@ -197,6 +200,7 @@ def _max_suppression(z: Logits) -> Array:
     return z.pick(z.likeliest) - z.mean()
 
 
+@checks.named_options
 def margin(
     logits: ArrayLike,
     margin: ArrayLike = 10.0,
@@ -250,6 +254,7 @@ def _is_positive(d: Array, m: Array, zero: Array, one: Array, steep: Array) -> A
     return jnp.minimum(steep * jnp.maximum(-d - m, zero), one)
 
 
+@checks.named_options
 def conditional(
     logits: ArrayLike,
     margin: ArrayLike = 10.0,
@@ -302,6 +307,7 @@ def _conditional(z: Logits, margin: Array, over: Array, under: Array) -> Array:
     return over * jnp.square(jax.nn.relu(z.top - margin)) + under * depths / others
 
 
+@checks.named_options
 def squared_logits(
     logits: ArrayLike,
     *,
@@ -343,6 +349,7 @@ def _squared_logits(z: Logits) -> Array:
     return z.sum(jnp.square, shifted=False) / 2
 
 
+@checks.named_options
 def z_loss(
     logits: ArrayLike,
     *,

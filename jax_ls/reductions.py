@@ -12,11 +12,12 @@ from jax.typing import ArrayLike
 from jax_ls import checks
 from jax_ls.class_axis import AxisName, multiply
 
-__all__ = ["Reduction", "mean", "normalizer", "reduce", "sum_over_devices"]
+__all__ = ["Reduction", "mean", "normalizer", "reduce", "reduce_counted", "sum_over_devices"]
 
 Reduction = Literal["none", "sum", "mean", "sum_by_nonzero_weights"]
 
 
+@checks.named_options
 def mean(
     losses: ArrayLike,
     weights: ArrayLike | None = None,
@@ -49,6 +50,7 @@ def mean(
     return reduce(losses, weights, reduction="mean", denominator=denominator, batch_axis_name=batch_axis_name)
 
 
+@checks.named_options
 def reduce(
     losses: ArrayLike,
     weights: ArrayLike | None = None,
@@ -81,6 +83,23 @@ def reduce(
     count = normalizer(w, reduction, denominator=denominator, batch_axis_name=batch_axis_name)
     weighted = multiply(w, loss)
     return weighted if reduction == "none" else _sum(weighted, batch_axis_name) / count
+
+
+def reduce_counted(losses: Any, counts: Array, reduction: Reduction, batch_axis_name: AxisName | None = None) -> Any:
+    """Returns a tree of losses (*batch,) as `reduce` does, where a mean divides by Σ counts: 0 if that is 0.
+
+    A count is what an example adds to the divisor: 1, the weight of its class, or 0 for one that is left out.
+    """
+    count = normalizer(counts, reduction, batch_axis_name=batch_axis_name)
+    if reduction == "none":
+        return losses
+    total = _sum(counts, batch_axis_name) if reduction == "mean" else count
+
+    def reduced(x: Array) -> Array:
+        summed = _sum(x, batch_axis_name) / count
+        return jnp.where(total == 0, jnp.zeros((), summed.dtype), summed)
+
+    return jax.tree.map(reduced, losses)
 
 
 def normalizer(

@@ -21,6 +21,7 @@ __all__ = ["smoothed_ctc_loss"]
 _ctc_loss = jax.jit(optax.ctc_loss, static_argnames="blank_id")
 
 
+@checks.named_options
 def smoothed_ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,

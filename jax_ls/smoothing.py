@@ -15,12 +15,13 @@ from jax_ls.algebra import Restricted, Target, pytree
 from jax_ls.class_axis import ClassAxis, align
 from jax_ls.targets import Dense, OneHot, Uniform, as_target
 
-__all__ = ["Prior", "Spread", "smooth", "smooth_binary_labels", "smooth_labels"]
+__all__ = ["Prior", "Spread", "entropy_of_smoothed", "smooth", "smooth_binary_labels", "smooth_labels"]
 
 Spread = Literal["all", "others"]
 Prior = Target | ArrayLike
 
 
+@checks.named_options
 def smooth(
     labels: Target | ArrayLike,
     smoothing: ArrayLike,
@@ -67,6 +68,7 @@ def smooth(
     return (1 - epsilon) * hard + epsilon * soft
 
 
+@checks.named_options
 def smooth_labels(
     labels: ArrayLike,
     smoothing: ArrayLike,
@@ -130,6 +132,7 @@ def smooth_labels(
     return jnp.moveaxis(probs, -1, axis).astype(dtype)
 
 
+@checks.named_options
 def smooth_binary_labels(labels: ArrayLike, smoothing: ArrayLike, *, prior: ArrayLike = 0.5) -> Array:
     """Returns smoothed binary or multi-label targets, element by element: (1 − ε) y + ε · prior.
 
@@ -155,6 +158,28 @@ def smooth_binary_labels(labels: ArrayLike, smoothing: ArrayLike, *, prior: Arra
     base_rate = checks.as_broadcast("prior", prior, y)
     smoothed = (1 - epsilon) * y + epsilon * base_rate
     return smoothed.astype(given.dtype) if jnp.issubdtype(given.dtype, jnp.floating) else smoothed
+
+
+def entropy_of_smoothed(smoothing: Array, num_classes: Array, spread: Spread) -> Array:
+    """Returns H(q) of a label that is smoothed uniformly over K classes; NaN where q has negative entries.
+
+    Args:
+      smoothing: ε, () or (*batch,).
+      num_classes: K, () or (*batch,), a real number.
+      spread: as in `smooth`.
+    """
+    if spread == "others":
+        others = num_classes - 1
+        share = jnp.where(others == 0, 0, smoothing / jnp.where(others == 0, 1, others))
+        label = jnp.where(others == 0, 1, 1 - smoothing)
+    else:
+        others, share = num_classes - 1, smoothing / num_classes
+        label = 1 - smoothing + share
+    return -_x_log_x(label) - others * _x_log_x(share)
+
+
+def _x_log_x(x: Array) -> Array:
+    return jnp.where(x == 0, 0, x * jnp.log(jnp.where(x == 0, 1, x)))
 
 
 @pytree(epsilon=0)

@@ -24,6 +24,7 @@ from jax_ls.targets import OneHot
 __all__ = ["asymmetric_loss", "bi_tempered_loss", "focal_loss", "logit_norm_loss", "poly_loss"]
 
 
+@checks.named_options
 def focal_loss(
     logits: ArrayLike,
     labels: Target | ArrayLike,
@@ -86,6 +87,7 @@ def _focal(z: Logits, target: Target, gamma: Array) -> Array:
     return z.expect(target, term, gamma.astype(z.dtype), jnp.asarray(floor, z.dtype))
 
 
+@checks.named_options
 def poly_loss(
     logits: ArrayLike,
     labels: Target | ArrayLike,
@@ -160,6 +162,7 @@ def _poly(z: Logits, target: Target, **coefficients: Array) -> Array:
     return z.cross_entropy(target) + z.expect(target, term, *ordered)
 
 
+@checks.named_options
 def logit_norm_loss(
     logits: ArrayLike,
     labels: Target | ArrayLike,
@@ -219,6 +222,7 @@ def _logit_norm(z: Logits, target: Target, tau: Array) -> Array:
     return z.mass(target) * jnp.log(total) - dot
 
 
+@checks.named_options
 def bi_tempered_loss(
     logits: ArrayLike,
     labels: Target | ArrayLike,
@@ -327,6 +331,7 @@ def _log_t(log_x: Array, light: Array) -> Array:
     return jnp.where(is_plain, log_x, jnp.expm1(light * log_x) / jnp.where(is_plain, 1, light))
 
 
+@checks.named_options
 def asymmetric_loss(
     logits: ArrayLike,
     labels: ArrayLike,

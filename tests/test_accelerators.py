@@ -21,6 +21,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_ls import smoothed_cross_entropy
+
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 compile_for = importlib.import_module("compile_for")
@@ -152,6 +154,22 @@ def test_an_option_costs_no_pass_over_the_logits(device, option):
     bars = reached(device, dtype, option.name, both + 0.05, value and value + 0.05, temporaries)
     above = excess(option.name, found, **bars)
     assert not above, "\n".join(above)
+
+
+@pytest.mark.parametrize("device", [on("v5e"), on("h100")])
+def test_the_parts_of_a_loss_come_from_its_one_pass(device):
+    logits, batch = accelerators.arguments(WIDE, "bfloat16", compile_for.devices(device)[0])
+
+    def parts(z, b):
+        given = {"where": b.where, "class_weights": b.class_weights, "z_loss": 1e-4, "reduction": "mean"}
+        found = smoothed_cross_entropy(z, b.labels, b.smoothing, return_parts=True, **given)
+        return found.loss, found
+
+    value = compile_for.figures(parts, logits, batch, unit=logits)
+    both = compile_for.figures(jax.value_and_grad(parts, has_aux=True), logits, batch, unit=logits)
+    assert value.passes <= PASSES["value"]
+    assert both.passes <= PASSES["both"]
+    assert both.temporaries <= TEMPORARIES * logits.size * logits.dtype.itemsize
 
 
 @pytest.mark.parametrize("mode", accelerators.MODES)

@@ -61,11 +61,12 @@ def test_the_example_is_as_short_as_the_readme_says():
 
 def test_error_messages_are_those_of_the_page():
     rows = re.findall(r"^\| `(.*)` \| `(.*)` \|$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    names = {"jax": jax, "priors": jax_ls.priors, "calibration": jax_ls.calibration}
     given = {"z": jnp.zeros((8, 4)), "y": jnp.zeros(8, int), "ce": jax_ls.smoothed_cross_entropy}
     assert len(rows) > 10
     for call, message in rows:
         with pytest.raises((AssertionError, TypeError, ValueError)) as raised:
-            eval(call, {"jnp": jnp, "jax_ls": jax_ls, "priors": jax_ls.priors, **given})
+            eval(call, {"jnp": jnp, "jax_ls": jax_ls, **names, **given})
         assert message.replace("\\|", "|") in str(raised.value)
 
 

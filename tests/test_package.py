@@ -43,11 +43,11 @@ MAY_IMPORT = {
     "row_sums": "fences class_axis",
     "logits": f"{CORE} row_sums",
     "smoothing": CORE,
-    "losses": f"{CORE} logits smoothing",
+    "reductions": "checks class_axis",
+    "losses": f"{CORE} logits smoothing reductions",
     "variants": f"{CORE} logits smoothing losses",
     "sequences": f"{CORE} losses smoothing",
     "mixing": "checks targets",
-    "reductions": "checks class_axis",
     "linear": f"{CORE} smoothing losses reductions",
     "schedules": "checks",
     "priors": CORE,
@@ -196,6 +196,13 @@ def test_every_public_name_is_documented(name):
         assert section in thing.__doc__, f"{name} has no {section}"
 
 
+class Examples(doctest.DocTestFinder):
+    """Finds the examples of wrapped functions too, whose globals are those of another module."""
+
+    def _from_module(self, module, thing):
+        return super()._from_module(module, inspect.unwrap(thing) if callable(thing) else thing)
+
+
 class ToSixDigits(doctest.OutputChecker):
     """The text must be the same, numbers within what float32 holds: XLA rounds the last digit as it likes."""
 
@@ -211,7 +218,7 @@ def examples(thing, name, recurse=False):
     """In a namespace of what a user has imported: the public names, jax, jnp, np and optax."""
     namespace = {public: getattr(jax_ls, public) for public in jax_ls.__all__}
     namespace |= {"jax_ls": jax_ls, "jax": jax, "jnp": jnp, "np": np, "optax": optax}
-    return doctest.DocTestFinder(recurse=recurse).find(thing, name, globs=namespace)
+    return Examples(recurse=recurse).find(thing, name, globs=namespace)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -260,7 +267,8 @@ LABELLED = SHARED | {"ignore_index", "z_loss"}
 OPTIONS = {
     "cross_entropy": LABELLED | {"class_weights"},
     "kl_divergence": LABELLED | {"class_weights"},
-    "smoothed_cross_entropy": LABELLED | {"class_weights", "prior", "spread"},
+    "smoothed_cross_entropy": LABELLED
+    | {"class_weights", "prior", "spread", "batch_axis_name", "reduction", "relative", "return_parts"},
     "linear_cross_entropy": (LABELLED | {"class_weights", "prior", "spread", "batch_axis_name"}) - {"axis"},
     "sigmoid_cross_entropy": {"where", "ignore_index", "class_weights"},
     **{f"noise.{name}": LABELLED for name in ("forward_correction", "backward_correction", "label_relaxation")},

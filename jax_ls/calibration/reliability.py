@@ -251,6 +251,7 @@ def as_logits(logits: ArrayLike) -> Array:
     """Returns logits (*batch, K) in their own dtype; K is at least 1."""
     z = checks.as_logits("logits", logits)
     checks.assert_shape("logits", z, [(*z.shape[:-1], max(z.shape[-1], 1))], "at least one class")
+    checks.check_no_probabilities("logits", z)
     return z
 
 

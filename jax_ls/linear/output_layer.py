@@ -36,6 +36,7 @@ from jax_ls.targets import Dense, Rows, as_target
 __all__ = ["linear_cross_entropy"]
 
 
+@checks.named_options
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,

@@ -22,6 +22,7 @@ from jax_ls.targets import OneHot, Rows
 __all__ = ["backward_correction", "bootstrap", "forward_correction", "label_relaxation", "open_labels"]
 
 
+@checks.named_options
 def forward_correction(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -90,6 +91,7 @@ def _forward_by_matrix(z: Logits, y: Array, seen: Target) -> Array:
     return z.log_total - z.log_sum(z.probs(seen)) + 0 * z.pick(y)
 
 
+@checks.named_options
 def backward_correction(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -139,6 +141,7 @@ def backward_correction(
     return batch.apply(Logits.cross_entropy, q=target)
 
 
+@checks.named_options
 def label_relaxation(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -193,6 +196,7 @@ def _label_relaxation(z: Logits, y: Array, alpha: Array) -> Array:
     return jnp.where(relaxed, 0, apart)
 
 
+@checks.named_options
 def bootstrap(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -248,6 +252,7 @@ def _hard_bootstrap(z: Logits, y: Array, beta: Array) -> Array:
     return -beta * z.log_prob(y) - (1 - beta) * z.log_prob(z.likeliest)
 
 
+@checks.named_options
 def open_labels(
     logits: ArrayLike,
     labels: ArrayLike,

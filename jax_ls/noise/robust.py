@@ -19,6 +19,7 @@ from jax_ls.targets import as_target
 __all__ = ["early_learning", "generalized_cross_entropy", "symmetric_cross_entropy"]
 
 
+@checks.named_options
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -79,6 +80,7 @@ def _generalized(z: Logits, y: Array, r: Array, k: Array | None = None) -> Array
     return -jnp.expm1(r * log_p) / r
 
 
+@checks.named_options
 def symmetric_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -137,6 +139,7 @@ SURE = 1e-4
 """What is left of 1 − ⟨p, t⟩ where p and t are sure of the same class, so that its logarithm is finite."""
 
 
+@checks.named_options
 def early_learning(
     logits: ArrayLike,
     labels: ArrayLike,
