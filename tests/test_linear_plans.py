@@ -151,6 +151,8 @@ def test_a_target_that_class_blocks_cannot_take():
         (32768, 128256, "bfloat16", "classes"),
         (131072, 128256, "bfloat16", "tokens"),
         (8192, 128256, "float32", "tokens"),
+        (4096, 131071, "float32", "tokens"),
+        (4096, 131072, "float32", "classes"),
         (4096, 8191, "bfloat16", "tokens"),
         (4096, 8192, "bfloat16", "classes"),
     ],

@@ -69,8 +69,8 @@ def linear_cross_entropy(
 
     Two plans give the same numbers. Token chunks take three matrix products and hold the logits of a chunk and, for a
     narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block
-    and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks for a kernel of at most 16
-    bits and K ≥ 2 N, N the tokens of a device, unless the target is written out: `Dense` (*batch, K), `Rows`.
+    and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks if K ≥ 2 N, N the tokens of a
+    device, for a kernel of 16 bits or fewer, else if K ≥ 32 N; never for `Rows` or a `Dense` (*batch, K).
 
     Args:
       hidden: (*batch, D), any float dtype; products accumulate in float32.

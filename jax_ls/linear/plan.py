@@ -13,8 +13,8 @@ __all__ = ["Plan", "block_sizes", "chosen", "chunk_count"]
 
 Plan = Literal["auto", "tokens", "classes"]
 
-MANY_CLASSES = 2
-"""Class blocks from so many times more classes than tokens on."""
+MANY_CLASSES = {"narrow": 2, "wide": 32}
+"""Class blocks from so many times more classes than tokens on, by the dtype of the kernel."""
 
 
 def chosen(
@@ -24,14 +24,16 @@ def chosen(
 
     Of D features, token chunks hold about D·K numbers for the kernel's gradient where its dtype is narrower than
     `accumulate`, and half as many for the logits of a chunk. Class blocks hold D·N for the gradient of `hidden` and
-    half as many for the logits of a block, and take a fourth product. So they are chosen for K ≥ 2 N, a narrow kernel,
-    and a target that is not written out for each token.
+    half as many for the logits of a block, and take a fourth product. So they are chosen for a target that is not
+    written out for each token and K ≥ 2 N if the kernel is narrow; else, since chunks then hold their logits alone,
+    K ≥ 32 N.
     """
     checks.check_option("plan", plan, ("auto", "tokens", "classes"))
     if plan != "auto":
         return plan
     narrow = jnp.dtype(kernel).itemsize < jnp.dtype(accumulate).itemsize
-    return "classes" if narrow and not written_out and classes >= MANY_CLASSES * tokens else "tokens"
+    many = classes >= MANY_CLASSES["narrow" if narrow else "wide"] * tokens
+    return "classes" if many and not written_out else "tokens"
 
 
 def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None) -> int:
@@ -50,13 +52,13 @@ def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None
 def block_sizes(features: int, classes: int, parts: int, size: int | None) -> tuple[int, int]:
     """Returns the classes of a block in each of `parts` parts of `classes` classes: elsewhere, and on TPU.
 
-    By default about D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`, and about
-    D, 4096 at least, on TPU, whose compiler expects fewer cycles then.
+    By default D/2, so that the float32 logits of a block are half as many as the numbers of `hidden`, but 512 at
+    least: a CPU takes twice as long over 128. About D, 4096 at least, on TPU, whose compiler expects fewer cycles then.
     """
     if size is not None:
         within = min(-(-checks.check_size("block_size", size) // parts), classes)
         return within, within
-    elsewhere = max(128, features // 2 // 128 * 128)
+    elsewhere = max(512, features // 2 // 128 * 128)
     fewest = max(4096, features // 128 * 128)
     # Of sizes up to a quarter more, the one with the fewest classes in two blocks.
     within = {-(-total // parts) for total in range(fewest, fewest * 5 // 4 + 1, 128)}
