@@ -132,14 +132,14 @@ def trainer(data: Data, epochs: int) -> Callable[[jax.Array, Any], dict[str, Any
             for name, (x, y) in {"spread_training": known, "spread_held_out": held_out}.items()
         }
         found = {"before": trials.bins(logits, labels), "after": trials.bins(cooled, labels)}
-        return trials.scores(logits, labels) | spreads | found
+        return trials.scores(logits, labels) | spreads | found | {"right": trials.right(logits, labels)}
 
     return train
 
 
 def figures(result: SweepResult) -> list[dict[str, Any]]:
     return [
-        {"method": way.title, "strength": way.strength} | trials.statistics(result, i, tuple(COLUMNS_HERE))
+        {"method": way.title, "strength": way.strength} | trials.row(result, i, 0, COLUMNS_HERE)
         for i, way in enumerate(WAYS)
     ]
 

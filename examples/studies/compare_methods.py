@@ -67,19 +67,19 @@ def points(args: Namespace) -> dict[str, np.ndarray]:
 
 def trainer(args: Namespace, data: Data) -> Callable[[jax.Array, Any], dict[str, Any]]:
     def train(key: jax.Array, point: Any) -> dict[str, Any]:
-        flip_key, fit_key = jax.random.split(key)
-        labels = noise.flip_labels(flip_key, data.labels, args.noise, num_classes=digits.CLASSES)
+        labels = noise.flip_labels(jax.random.fold_in(key, 1), data.labels, args.noise, num_classes=digits.CLASSES)
         inputs = jnp.asarray(data.inputs)
-        params = trials.fit(fit_key, inputs, labels, point, methods=args.method, epochs=args.epochs)
+        params = trials.fit(key, inputs, labels, point, methods=args.method, epochs=args.epochs)
         logits, correct = trials.predict(params, jnp.asarray(data.test_inputs)), jnp.asarray(data.test_labels)
-        return trials.scores(logits, correct) | {"bins": trials.bins(logits, correct)}
+        sums = {"bins": trials.bins(logits, correct), "right": trials.right(logits, correct)}
+        return trials.scores(logits, correct) | sums
 
     return train
 
 
 def figures(args: Namespace, result: SweepResult) -> list[dict[str, Any]]:
-    rows = enumerate(titles(args))
-    return [{"method": title} | trials.statistics(result, i, tuple(COLUMNS)) for i, title in rows]
+    names = titles(args)
+    return [{"method": title} | trials.row(result, i, names.index(PLAIN)) for i, title in enumerate(names)]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
