@@ -128,6 +128,8 @@ def test_models_on_the_same_axes_differ_in_color():
     ax = plotting.plot_confidence(BINS, label="plain")
     plotting.plot_confidence(BINS, label="smoothed", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
+    assert len({line.get_marker() for line in ax.lines}) == 2
+    assert [line.get_xdata()[0] for line in ax.lines[::2]] == [float(BINS.confidence_sum.sum() / BINS.count.sum())] * 2
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     accuracy = float(BINS.correct.sum() / BINS.count.sum())
     assert texts[1] == f"plain: accuracy {accuracy:.1%}"
@@ -171,6 +173,15 @@ def test_an_infinite_run_leaves_the_errors_of_the_others():
     np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(), [1.5, 2.0])
     low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose((high - low) / 2, np.std([1, 2], ddof=1) / 2**0.5)
+
+
+def test_runs_that_diverged_are_marked_on_the_axis():
+    ax = plotting.plot_sweep(swept([0.3, 0.1, 0.2], [[1.0, np.inf], [1.0, 2.0], [np.nan, np.nan]]))
+    (crosses,) = [line for line in ax.lines if line.get_marker() == "x"]
+    assert sorted(crosses.get_xdata()) == [0.2, 0.3]
+    assert crosses.get_transform() == ax.get_xaxis_transform()
+    assert "3 runs diverged" in written(ax)
+    assert not any("diverged" in text for text in written(plotting.plot_sweep(swept([0.1], [[1.0, 2.0]]))))
 
 
 def test_names_and_classes_of_the_clusters():

@@ -162,8 +162,8 @@ def in_words(args: Namespace, data: Data) -> str:
         f"is how frequent differs from seed to seed. Head: the 3 most frequent classes, middle: 4, tail: the 3 rarest. "
         f"{len(data.test_labels):,} held out, whose classes are equally frequent. Network {trials.NETWORK}, Adam "
         f"{trials.RATE:g}, batches of {trials.BATCH}, {args.epochs} epochs, {seeds}. Label-aware: ε falls from 0.3 for "
-        "the most frequent class to 0 for the rarest. Adjustment: the log of the class frequencies π, added to the logits "
-        f"in training. To π: the mass goes to the frequencies, not to all classes alike. {trials.READ}"
+        "the most frequent class to 0 for the rarest. Adjustment: the log of the class frequencies π, added to the "
+        f"logits in training. To π: the mass goes to the frequencies, not to all classes alike. {trials.READ}"
     )
 
 

@@ -180,8 +180,8 @@ COLUMNS = {
 
 ERRORS = (
     "± is the standard error over the seeds. Accuracy has a second one, over the held-out digits, which are the same "
-    "in every run; of one seed it has that alone. The column “more than plain” is in points, paired by seed and by digit, "
-    "with both errors too. Those of NLL and ECE leave the choice of digits out."
+    "in every run; of one seed it has that alone. The column “more than plain” is in points, paired by seed and by "
+    "digit, with both errors too. Those of NLL and ECE leave the choice of digits out."
 )
 SCALING = (
     "ECE: expected calibration error, 15 bins of equal width. T*: the temperature of the best likelihood, fitted on "

@@ -115,8 +115,7 @@ def plot_penultimate(
         style = {"color": color, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
         axes.scatter(*points[y == k].T, label=name, **style)
     axes.plot([], [], ":", color="0.4", label="towards the template")
-    unit = "units of the features"
-    axes.set(title="Penultimate layer", xlabel=f"in the templates' plane ({unit})", ylabel=f"across it ({unit})")
+    axes.set(title="Penultimate layer", xlabel="first axis of the templates' plane", ylabel="second axis")
     axes.set_aspect("equal", adjustable="datalim")
     finish(axes)
     return axes
