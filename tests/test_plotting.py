@@ -116,6 +116,10 @@ def written(ax):
     return [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())]
 
 
+def accuracy_of(bins):
+    return float(bins.correct.sum() / bins.count.sum())
+
+
 def test_no_data_reads_as_no_figure():
     empty = calibration.reliability(LOGITS[:0], LABELS[:0])
     lost = calibration.reliability(LOGITS * jnp.nan, LABELS)
@@ -129,10 +133,9 @@ def test_models_on_the_same_axes_differ_in_color():
     plotting.plot_confidence(BINS, label="smoothed", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
     assert len({line.get_marker() for line in ax.lines}) == 2
-    assert [line.get_xdata()[0] for line in ax.lines[::2]] == [float(BINS.confidence_sum.sum() / BINS.count.sum())] * 2
+    assert [line.get_xdata()[0] for line in ax.lines[1::2]] == pytest.approx([accuracy_of(BINS)] * 2)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    accuracy = float(BINS.correct.sum() / BINS.count.sum())
-    assert texts[1] == f"plain: accuracy {accuracy:.1%}"
+    assert texts[1] == f"plain: accuracy {accuracy_of(BINS):.1%}"
     assert texts[2].startswith("smoothed: mean confidence")
     heights = ax.patches[0].get_data().values
     np.testing.assert_allclose(heights, np.asarray(BINS.share), rtol=1e-6)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import digits
+import forests
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,40 +168,71 @@ def published() -> str:
 def draw_reliability(path: Path, result: SweepResult) -> None:
     """A column for each of three networks, as trained above and after temperature scaling below."""
     titles = [way.title for way in WAYS]
-    figure = new_figure(12, 10.4)
-    figure.get_layout_engine().set(h_pad=0.12)
+    figure = new_figure(12, 10)
+    figure.get_layout_engine().set(h_pad=0.1)
     figure.suptitle("Reliability on the held-out digits, all seeds together", fontsize="medium", color="0.35")
     grid = figure.subplots(2, len(DRAWN))
     for column, title in enumerate(DRAWN):
         for row, (when, words) in enumerate((("before", "as trained"), ("after", "after temperature scaling"))):
             axes = plotting.plot_reliability(trials.pooled(result, titles.index(title), when), ax=grid[row, column])
             axes.set_title(f"{title}, {words}", y=1.3)
+            # The error stays with its chart, the legend is the same for all.
+            axes.text(0.03, 0.95, axes.get_legend().get_title().get_text().replace("; ", "\n"), va="top")
+            axes.get_legend().remove()
+    forests.one_legend(figure, [grid[0, 0]])
     figure.savefig(path, format="png")
 
 
 def draw_penultimate(path: Path, data: Data, args: Namespace) -> None:
-    """Training digits above, held-out ones below, of the networks of the first seed, trained once more."""
+    """Training digits above, held-out ones below, of the networks of the first seed, trained once more.
+
+    Every network's unit is how far apart its classes are: what is seen is how tight they are beside that.
+    """
     ways = [way for way in WAYS if way.title in DRAWN]
     key = jax.random.key(0)
     params = jax.jit(jax.vmap(lambda point: fit(data, key, point, args.epochs)))(points(ways))
-    figure = new_figure(12, 8)
+    figure = new_figure(12, 8.2)
     grid = figure.subplots(2, len(DRAWN))
     rng = np.random.default_rng(0)
     for column, way in enumerate(ways):
         network = jax.tree.map(lambda x, column=column: x[column], params)
-        kernel, bias = network[-1]
+        unit = None
         for row, (words, x, y) in enumerate(
             (("training", data.inputs, data.labels), ("held out", data.test_inputs, data.test_labels))
         ):
+            at, templates = in_the_plane(network, x)
+            unit = unit or scale(at, y)
             shown = np.concatenate([rng.permutation(np.flatnonzero(y == k))[:100] for k in CLASSES])
-            drawn = trials.features(network, jnp.asarray(x[shown]))
-            axes = plotting.plot_penultimate(drawn, y[shown], kernel, bias=bias, classes=CLASSES, ax=grid[row, column])
+            axes = plotting.plot_penultimate(
+                at[shown] / unit,
+                np.searchsorted(CLASSES, y[shown]),
+                templates.T,
+                names=[f"digit {k}" for k in CLASSES],
+                ax=grid[row, column],
+            )
             axes.set_title(f"{way.title}, {words}")
             axes.legend().remove()
-            axes.set(xlabel="" if row == 0 else axes.get_xlabel(), ylabel="" if column else axes.get_ylabel())
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    reach = max(np.abs([*axes.get_xlim(), *axes.get_ylim()]).max() for axes in grid.flat)
+    for axes in grid.flat:
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="", ylabel="")
+        axes.set_aspect("equal", adjustable="box")
+        axes.label_outer()
+    figure.supxlabel("plane of the templates; unit: root mean square distance of the class means from their centre")
+    forests.one_legend(figure, [grid[0, 0]])
     figure.savefig(path, format="png")
+
+
+def in_the_plane(network: trials.Params, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Digits and templates of CLASSES in the plane of those templates."""
+    kernel, bias = network[-1]
+    features = trials.features(network, jnp.asarray(x))
+    return plotting.penultimate_projection(features, kernel, bias=bias, classes=CLASSES)
+
+
+def scale(at: np.ndarray, labels: np.ndarray) -> float:
+    """Root mean square distance of the means of CLASSES from their centre."""
+    means = np.stack([at[labels == k].mean(axis=0) for k in CLASSES])
+    return float(np.sqrt(np.square(means - means.mean(axis=0)).sum(axis=1).mean()))
 
 
 def run(args: Namespace) -> None:
