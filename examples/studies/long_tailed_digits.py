@@ -169,7 +169,7 @@ def in_words(args: Namespace, data: Data) -> str:
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Accuracy in head, middle and tail, and calibration error before and after temperature scaling."""
-    figure = new_figure(11.5, 5.2, dpi=90)
+    figure = new_figure(11.5, 5.8, dpi=90)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
     for i, (group, (colour, marker)) in enumerate(LOOKS.items()):
         first, end = GROUPS[group]

@@ -25,7 +25,7 @@ def table(rows: list[list[str]]) -> str:
 def as_json(record: dict[str, Any]) -> str:
     """JSON of a line for each entry; a list of plain values stays on its line."""
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    return re.sub(r"\[\s+[^][{}]*\]", lambda plain: " ".join(plain[0].split()), text) + "\n"
+    return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda plain: f"[{' '.join(plain[1].split())}]", text) + "\n"
 
 
 def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callable[[Path], None]) -> None:
