@@ -132,7 +132,7 @@ def counts(images: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def by_count(memory: Memory, labels: jax.Array) -> jax.Array:
-    return priors.unigram(memory)
+    return priors.unigram(memory, pseudo_count=0.0)
 
 
 def label_aware(batch: Batch, prior: Callable[[Memory, jax.Array], Any] = uniform) -> jax.Array:

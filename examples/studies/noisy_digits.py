@@ -176,6 +176,8 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
         for axes in (accuracy, calibration):
             forests.lay_out(axes, None)
     grid[1, 0].set_xlim(0, None)
+    words = "Figures on the left: points of accuracy more than plain, ± error over seeds and held-out digits"
+    figure.suptitle(words, fontsize="medium", color="0.35")
     forests.lay_out(grid[0, 0], [way.title for way in WAYS])
     forests.lay_out(grid[1, 0], [way.title for way in WAYS])
     forests.error_bars(grid[0, 0], forests.SEEDS, forests.BOTH)
@@ -190,8 +192,8 @@ def draw_accuracy(axes: Any, rows: list[dict[str, Any]]) -> None:
     mean, *errors = (forests.numbers(rows, "gain", 100, x) for x in ("mean", "standard_error", "over_digits"))
     for y, (gain, error) in enumerate(zip(mean, np.sqrt(np.nansum(np.square(errors), axis=0)), strict=True)):
         if np.isfinite(gain):
-            axes.annotate(f"{gain:+.1f} ± {error:.1f}", (0.01, y), xycoords=TEXT_AT, va="center", fontsize=8.5)
-    axes.set(xlabel="accuracy (%); figures: points more than plain", xlim=(18, 100))
+            axes.annotate(f"{gain:+.1f} ± {error:.1f}".replace("-", "−"), (0.01, y), xycoords=TEXT_AT, va="center", fontsize=8.5)
+    axes.set(xlabel="accuracy (%)", xlim=(18, 100))
 
 
 TEXT_AT = ("axes fraction", "data")

@@ -263,11 +263,11 @@ def as_record(found: Findings) -> dict[str, Any]:
             for beaten, name in enumerate(("none", "uniform"))
         },
         "patients": {
-            row: {k: x[i].round(4).tolist() for k, x in found.chosen.items()}
+            row: {k: x[i].astype(float).round(4).tolist() for k, x in found.chosen.items()}
             for i, row in enumerate(["no smoothing", *PRIORS])
         },
         "every_smoothing": {
-            prior: {k: x[i].mean(axis=(1, 2)).round(5).tolist() for k, x in found.fixed.items()}
+            prior: {k: x[i].mean(axis=(1, 2)).astype(float).round(5).tolist() for k, x in found.fixed.items()}
             for i, prior in enumerate(PRIORS)
         },
     }
