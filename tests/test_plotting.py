@@ -206,6 +206,10 @@ def test_the_plane_of_the_templates_keeps_their_distances():
         for i in range(3):
             apart = np.linalg.norm(three[i] - three[i - 1])
             np.testing.assert_allclose(np.linalg.norm(templates[i] - templates[i - 1]), apart)
+        # The first template lies on the left, the second on the right at the same height, the third above.
+        np.testing.assert_allclose(templates[0, 1], templates[1, 1])
+        assert templates[0, 0] < templates[1, 0]
+        assert templates[2, 1] > templates[0, 1]
         # Differences of logits among the three are all in the plane, for features in any place.
         x = features if b is None else np.hstack([features, np.ones((20, 1))])
         in_plane = (points - points[0]) @ (templates[1] - templates[0])

@@ -175,9 +175,8 @@ def draw_reliability(path: Path, result: SweepResult) -> None:
     for column, title in enumerate(DRAWN):
         for row, (when, words) in enumerate((("before", "as trained"), ("after", "after temperature scaling"))):
             axes = plotting.plot_reliability(trials.pooled(result, titles.index(title), when), ax=grid[row, column])
-            axes.set_title(f"{title}, {words}", y=1.3)
             # The error stays with its chart, the legend is the same for all.
-            axes.text(0.03, 0.95, axes.get_legend().get_title().get_text().replace("; ", "\n"), va="top")
+            axes.set_title(f"{title}, {words}\n{axes.get_legend().get_title().get_text()}", y=1.28, fontsize=11)
             axes.get_legend().remove()
     forests.one_legend(figure, [grid[0, 0]])
     figure.savefig(path, format="png")
@@ -217,7 +216,8 @@ def draw_penultimate(path: Path, data: Data, args: Namespace) -> None:
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="", ylabel="")
         axes.set_aspect("equal", adjustable="box")
         axes.label_outer()
-    figure.supxlabel("plane of the templates; unit: root mean square distance of the class means from their centre")
+    words = "In the plane of the templates; unit: root mean square distance of the class means from their centre"
+    figure.suptitle(words, fontsize="medium", color="0.35")
     forests.one_legend(figure, [grid[0, 0]])
     figure.savefig(path, format="png")
 

@@ -192,7 +192,9 @@ def draw_accuracy(axes: Any, rows: list[dict[str, Any]]) -> None:
     mean, *errors = (forests.numbers(rows, "gain", 100, x) for x in ("mean", "standard_error", "over_digits"))
     for y, (gain, error) in enumerate(zip(mean, np.sqrt(np.nansum(np.square(errors), axis=0)), strict=True)):
         if np.isfinite(gain):
-            axes.annotate(f"{gain:+.1f} ± {error:.1f}".replace("-", "−"), (0.01, y), xycoords=TEXT_AT, va="center", fontsize=8.5)
+            axes.annotate(
+                f"{gain:+.1f} ± {error:.1f}".replace("-", "−"), (0.01, y), xycoords=TEXT_AT, va="center", fontsize=8.5
+            )
     axes.set(xlabel="accuracy (%)", xlim=(18, 100))
 
 
