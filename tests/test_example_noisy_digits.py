@@ -200,7 +200,7 @@ def test_noisy_quick_shows_what_noise_does_and_continues(tmp_path, capsys):
     text = files["noisy_digits.md"].decode()
     assert f"{100 * accuracy[0.2, 'plain']:.2f}" in text
     assert text.split("\n\n", 1)[1].strip() in printed.out
-    check_picture(files["noisy_digits.png"], 1200, 768)
+    check_picture(files["noisy_digits.png"], 1120, 720)
 
     noisy_digits.main(["--quick", "--out", str(out)])
     assert written(out) == files

@@ -11,7 +11,7 @@ from tables import BLUE, VERMILION
 Rows = Sequence[dict[str, Any]]
 """What `trials.row` gives, a dictionary for each method."""
 
-SEEDS, BOTH = "± error over seeds", "± error over seeds and held-out digits"
+SEEDS, BOTH = "± error over seeds", "± error over seeds and held-out images"
 
 
 def numbers(rows: Rows, metric: str, factor: float, name: str = "mean") -> np.ndarray:

@@ -158,7 +158,7 @@ def in_words(args: Namespace, data: Data) -> str:
     counts = sizes(pool_of(data.labels).shape[1], args.imbalance)
     seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
     return (
-        f"{data.source}: {counts.sum():,} digits to train on, {', '.join(map(str, counts))} of each class; which class "
+        f"{data.source}: {counts.sum():,} images to train on, {', '.join(map(str, counts))} of each class; which class "
         f"is how frequent differs from seed to seed. Head: the 3 most frequent classes, middle: 4, tail: the 3 rarest. "
         f"{len(data.test_labels):,} held out, whose classes are equally frequent. Network {trials.NETWORK}, Adam "
         f"{trials.RATE:g}, batches of {trials.BATCH}, {args.epochs} epochs, {seeds}. Label-aware: ε falls from 0.3 for "

@@ -11,9 +11,9 @@ with momentum, the rate falling to zero. That is 40 minutes on two busy CPU core
 
 Expect 1.4 % of the test digits wrong with smoothing, 1.6 % without, where the paper has 1.2 % with, and about as many
 with dropout and with the penalty. Three seeds show the direction; they confirm no single gain at 5 %, nor the paper's
-order among the three. Smoothing and
-the penalty raise the raw calibration error from 0.8 % to 11 % and 53 %; one temperature brings all of them below 0.4 %.
-After four epochs (1.9 % without anything) smoothing is hardly ahead, and dropout behind.
+order among the three. Smoothing and the penalty raise the raw calibration error from 0.8 % to 11 % and 53 %; one
+temperature brings all of them below 0.4 %. After four epochs (1.9 % without anything) smoothing is hardly ahead, and
+dropout behind.
 
 --out keeps permutation_invariant_mnist.md, .json and .png, and runs.jsonl, from which an interrupted sweep continues.
 examples/README.md has the published figures beside ours.

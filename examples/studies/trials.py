@@ -179,13 +179,13 @@ COLUMNS = {
 }
 
 ERRORS = (
-    "± is the standard error over the seeds. Accuracy has a second one, over the held-out digits, which are the same "
+    "± is the standard error over the seeds. Accuracy has a second one, over the held-out images, which are the same "
     "in every run; of one seed it has that alone. The column “more than plain” is in points, paired by seed and by "
-    "digit, with both errors too. Those of NLL and ECE leave the choice of digits out."
+    "image, with both errors too. Those of NLL and ECE leave the choice of images out."
 )
 SCALING = (
     "ECE: expected calibration error, 15 bins of equal width. T*: the temperature of the best likelihood, fitted on "
-    "one half of the held-out digits and applied to the other, and the other way round."
+    "one half of the held-out images and applied to the other, and the other way round."
 )
 READ = f"{ERRORS} {SCALING} The held-out labels are clean."
 
@@ -271,7 +271,7 @@ def settings(args: Namespace, data: Data) -> dict[str, Any]:
 def in_words(args: Namespace, data: Data) -> str:
     seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
     return (
-        f"{data.source}: {len(data.labels):,} digits to train on, {len(data.test_labels):,} held out. Network "
+        f"{data.source}: {len(data.labels):,} images to train on, {len(data.test_labels):,} held out. Network "
         f"{NETWORK}, Adam {RATE:g}, batches of {BATCH}, {args.epochs} epochs, {seeds}. {READ}"
     )
 

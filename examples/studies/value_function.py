@@ -83,7 +83,7 @@ METHODS = {
     "HL-Gauss": Method(BINS, lambda z, t, s: jax_ls.cross_entropy(z, hl_gauss(t, s, padding=PADDING)), expected_value),
 }
 # Okabe and Ito's colours, told apart by all common kinds of colour vision.
-COLOURS = {"squared error": "#000000", "two-hot": "#0072B2", "HL-Gauss": "#D55E00"}
+LOOKS = {"squared error": ("#000000", "o"), "two-hot": ("#0072B2", "^"), "HL-Gauss": ("#D55E00", "s")}
 
 
 def network(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -214,11 +214,14 @@ def draw(path: Path, lake: Lake, trained: dict[str, tuple[np.ndarray, np.ndarray
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     curves, maps = halves
     x = np.arange(1, POINTS + 1) * (steps // POINTS)
-    for i, (setting, axes) in enumerate(zip(SETTINGS, curves.subplots(1, len(SETTINGS)), strict=True)):
+    charts = curves.subplots(1, len(SETTINGS), sharey=True)
+    for i, (setting, axes) in enumerate(zip(SETTINGS, charts, strict=True)):
         for name, (errors, _) in trained.items():
-            mean, spread = errors[i].mean(axis=0), errors[i].std(axis=0) / len(errors[i]) ** 0.5
-            axes.plot(x, mean, color=COLOURS[name], label=name)
-            axes.fill_between(x, mean - spread, mean + spread, color=COLOURS[name], alpha=0.2, lw=0)
+            colour, marker = LOOKS[name]
+            mean, spread = np.array([mean_and_error(column) for column in errors[i].T]).T
+            axes.plot(x, mean, color=colour, marker=marker, ms=4, label=name)
+            band = "± standard error over seeds" if name == "HL-Gauss" else None
+            axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0, label=band)
         axes.set(title=setting, xlabel="updates", ylabel="" if i else "RMSE / reward", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
