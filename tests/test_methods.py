@@ -381,6 +381,21 @@ def test_logit_adjustment_is_the_log_of_the_frequencies():
     assert jnp.isnan(jax.jit(priors.logit_adjustment)(jnp.array([3.0, -1.0]))).any()
 
 
+def test_adjusted_logits_are_smoothed_towards_the_frequencies():
+    """The mass that leaves the label pulls z to 0 there, and with a uniform prior to −log π, the reverse ranking."""
+    counts = np.array([400, 60, 4])
+    adjust = priors.logit_adjustment(counts)
+    prior = priors.unigram(counts, pseudo_count=0.0)
+
+    def slope(z, prior):
+        losses = lambda z: smoothed_cross_entropy((z + adjust)[None], jnp.array([0]), 1.0, prior=prior).sum()  # noqa: E731
+        return jax.grad(losses)(z)
+
+    np.testing.assert_allclose(slope(jnp.zeros(3), prior), 0, atol=1e-6)
+    np.testing.assert_allclose(slope(-adjust, None), 0, atol=1e-6)
+    assert slope(jnp.zeros(3), None)[0] > 0.5
+
+
 def test_predictions_are_averaged_by_example():
     averages, where = jnp.zeros((4, 3), jnp.bfloat16), jnp.array([True, False, True])
     z = jnp.asarray(RNG.normal(size=(3, 3)), jnp.float32).at[1].set(jnp.nan)

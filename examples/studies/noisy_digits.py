@@ -12,8 +12,8 @@ compiled program: 280 trainings, 211 seconds of CPU.
 
 Expect, at ρ = 0.2, 83 % accuracy from plain training, 87 % from smoothing by 0.4, 89 % from a forward correction that
 knows the noise, 92 % from one that overstates it and from generalised cross-entropy, and 93 % from early-learning
-regularisation. At ρ = 0.6 plain training has 46 %, smoothing hardly more, early learning 85 %. Smoothed networks say far
-less than they know, ECE 40 % for ε = 0.4 at ρ = 0.2; a temperature fitted on clean labels mends that. --out keeps
+regularisation. At ρ = 0.6 plain training has 46 %, smoothing hardly more, early learning 85 %. Smoothed networks say
+far less than they know, ECE 40 % for ε = 0.4 at ρ = 0.2; a temperature fitted on clean labels mends that. --out keeps
 noisy_digits.md, .json and .png, and runs.jsonl, from which an interrupted run continues. examples/README.md has the
 published figures beside ours.
 """
@@ -165,7 +165,7 @@ def beside_published(rows: list[dict[str, Any]]) -> str:
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Accuracy and calibration of every method, a column for each noise, all columns on one scale."""
-    figure = new_figure(14, 9)
+    figure = new_figure(14.5, 9.2)
     grid = figure.subplots(2, len(NOISE), sharey=True, sharex="row")
     for column, rho in enumerate(NOISE):
         shown = [row for row in rows if row["noise"] == rho]
@@ -183,7 +183,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     forests.lay_out(grid[1, 0], [way.title for way in WAYS])
     forests.error_bars(grid[0, 0], forests.SEEDS, forests.BOTH)
     forests.one_legend(figure, grid[:, 0])
-    figure.savefig(path, format="png", pil_kwargs={"optimize": True})
+    figure.savefig(path, format="png")
 
 
 def draw_accuracy(axes: Any, rows: list[dict[str, Any]]) -> None:
