@@ -117,11 +117,12 @@ def draw_reliability(axes: Any, names: Sequence[str], result: SweepResult) -> No
         count, confidence, accuracy = (np.asarray(x) for x in (bins.count, bins.confidence, bins.accuracy))
         drawn, share = count >= FEW, count / count.sum()
         at = confidence[drawn], accuracy[drawn]
-        axes.plot(*at, f"{marker}-", color=colour, lw=1, ms=5, label=f"{title}: ECE {float(bins.error()):.1%}")
-        axes.scatter(*at, s=400 * share[drawn], color=colour, alpha=0.5, linewidths=0, clip_on=False)
-    axes.set(title="Reliability on held-out digits, all seeds", xlabel="confidence", ylabel="accuracy")
+        axes.plot(*at, color=colour, lw=1)
+        axes.scatter(*at, s=12 + 400 * share[drawn], marker=marker, color=colour, alpha=0.7, lw=0, clip_on=False)
+        axes.plot([], [], f"{marker}-", color=colour, lw=1, ms=5, label=f"{title}: ECE {float(bins.error()):.1%}")
+    axes.set(title="Reliability on held-out images, all seeds", xlabel="confidence", ylabel="accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    words = f"circle area: share of the digits;\nbins of fewer than {FEW} are not drawn"
+    words = f"larger marker: more of the images;\nbins of fewer than {FEW} are not drawn"
     finish(axes, loc="upper left", bbox_to_anchor=(1.02, 1), title=words)
 
 

@@ -222,10 +222,11 @@ def draw(path: Path, lake: Lake, trained: dict[str, tuple[np.ndarray, np.ndarray
             axes.plot(x, mean, color=colour, marker=marker, ms=4, label=name)
             band = "± standard error over seeds" if name == "HL-Gauss" else None
             axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0, label=band)
-        axes.set(title=setting, xlabel="updates", ylabel="" if i else "RMSE / reward", xlim=(0, None), ylim=(0, None))
+        axes.set(title=setting, xlabel="updates", ylabel="" if i else "RMSE / reward", xlim=(0, None))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    curves.axes[0].legend(edgecolor="none", framealpha=0.85)
+    charts[0].set_ylim(0, None)
+    charts[0].legend(edgecolor="none", framealpha=0.85)
 
     shown = list(SETTINGS).index("noise ±1")
     pictures = {"true values": lake.values} | {name: values[shown, 0] for name, (_, values) in trained.items()}
