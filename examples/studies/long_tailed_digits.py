@@ -7,7 +7,12 @@ Of ten classes of real MNIST digits the most frequent has 400 to train on and th
 the same factor. Which digit is how frequent is drawn anew for each seed, so that no digit's difficulty passes for an
 effect of its frequency. The held-out digits are equally frequent. Ten methods train the same small network: plainly,
 smoothed (Szegedy et al. 2016), smoothed by the frequency of the label (label-aware, Zhong et al. 2021), with adjusted
-logits (Menon et al. 2021), with both, and by focal loss (Lin et al. 2017).
+logits (Menon et al. 2021), with both, and by focal loss (Lin et al. 2017). 20 times each: 200 trainings, 135 seconds of
+CPU.
+
+Expect 75 % accuracy from plain training, 95 % on the three most frequent classes and 46 % on the three rarest. Uniform
+smoothing does not help, label-aware smoothing does (79 %), and logit adjustment more (81 %). Both together ruin the
+frequent classes (61 %), unless the mass goes to the class frequencies, to which adjusted logits are neutral: 84 %.
 
 --out keeps long_tailed_digits.md, .json and .png, and runs.jsonl, from which an interrupted run continues.
 """
