@@ -132,6 +132,7 @@ def scores(results: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                     "slope_deviation": float(slopes.std(ddof=1)) if len(slopes) > 1 else 0.0,
                     "slope_expected": float(slope(results["expected"][i, j])),
                     "rmse": float(rmse(results["by_flip"][i, j])),
+                    "runs": slopes.astype(float).round(5).tolist(),
                 }
             )
     return rows

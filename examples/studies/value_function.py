@@ -176,6 +176,11 @@ def mean_and_error(errors: np.ndarray) -> tuple[float, float]:
     return float(errors.mean()), float(errors.std(ddof=1) / len(errors) ** 0.5) if len(errors) > 1 else 0.0
 
 
+def in_digits(errors: np.ndarray) -> list[float]:
+    """Of each seed, for JSON."""
+    return errors.astype(float).round(5).tolist()
+
+
 def scores(trained: dict[str, tuple[np.ndarray, np.ndarray]], table_errors: np.ndarray) -> list[dict[str, Any]]:
     """Errors a fifth of the way and at the end; a row for each setting and method."""
     rows = []
@@ -185,9 +190,11 @@ def scores(trained: dict[str, tuple[np.ndarray, np.ndarray]], table_errors: np.n
                 mean_and_error(errors[i, :, at]) for at in (POINTS // 5 - 1, -1)
             )
             row = {"setting": setting, "method": method, "early": early, "early_standard_error": early_error}
-            rows.append(row | {"last": last, "last_standard_error": last_error})
+            end = {"last": last, "last_standard_error": last_error, "runs": in_digits(errors[i, :, -1])}
+            rows.append(row | end)
         mean, error = mean_and_error(table_errors[i])
-        rows.append({"setting": setting, "method": "mean of each state", "last": mean, "last_standard_error": error})
+        row = {"setting": setting, "method": "mean of each state", "last": mean, "last_standard_error": error}
+        rows.append(row | {"runs": in_digits(table_errors[i])})
     return rows
 
 
