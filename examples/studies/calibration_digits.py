@@ -176,8 +176,9 @@ def draw_reliability(path: Path, result: SweepResult) -> None:
         for row, (when, words) in enumerate((("before", "as trained"), ("after", "after temperature scaling"))):
             axes = plotting.plot_reliability(trials.pooled(result, titles.index(title), when), ax=grid[row, column])
             # The error stays with its chart, the legend is the same for all.
-            axes.set_title(f"{title}, {words}\n{axes.get_legend().get_title().get_text()}", y=1.28, fontsize=11)
-            axes.get_legend().remove()
+            legend: Any = axes.get_legend()
+            axes.set_title(f"{title}, {words}\n{legend.get_title().get_text()}", y=1.28, fontsize=11)
+            legend.remove()
     forests.one_legend(figure, [grid[0, 0]])
     figure.savefig(path, format="png")
 
