@@ -32,7 +32,7 @@ SCRIPTS = sorted(
 
 def test_every_script_helps_with_examples_that_name_it(capsys):
     """All in this process. A script alone takes seconds to import JAX."""
-    assert len(SCRIPTS) == 10
+    assert len(SCRIPTS) == 11
     for path in SCRIPTS:
         script = importlib.import_module(path.stem)
         with pytest.raises(SystemExit, match="0"):

@@ -114,7 +114,9 @@ def test_one_damaged_file_of_a_known_data_set_is_told(tmp_path, monkeypatch):
         for kind in ("images-idx3", "labels-idx1")
     }
     monkeypatch.setitem(digits.KNOWN, "this data set", sums)
-    np.testing.assert_array_equal(digits.load(tmp_path).test_images, IMAGES)
+    data = digits.load(tmp_path)
+    np.testing.assert_array_equal(data.test_images, IMAGES)
+    assert data.source == "this data set"
     file = tmp_path / "t10k-images-idx3-ubyte"
     content = bytearray(file.read_bytes())
     content[2000] ^= 1

@@ -37,7 +37,7 @@ def batch_of(memory, smoothing):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(6, 10)), jnp.float32).at[5].set(jnp.nan)
     labels, where = jnp.array([0, 3, 9, 4, 4, 1]), jnp.arange(6) < 5
-    return methods.Batch(logits, labels, where, jnp.float32(smoothing), memory)
+    return methods.Batch(logits, labels, where, jnp.float32(smoothing), memory, jnp.arange(6))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -52,10 +52,10 @@ def written(out):
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def check_picture(png, width, height):
+def check_picture(png, width, height, most=150_000):
     assert png.startswith(b"\x89PNG")
     assert struct.unpack(">2I", png[16:24]) == (width, height)
-    assert len(png) < 150_000
+    assert len(png) < most
 
 
 scores, scaled = jax.jit(trials.scores), jax.jit(trials.scaled)
@@ -124,7 +124,7 @@ def test_spread_is_variance_within_over_between_where_the_last_layer_looks():
 def test_forward_correction_knows_the_noise_that_is_made():
     """α of its strength is T = (1 − α) I + α/K of `flip_labels`."""
     ways = {way.title: way for way in noisy_digits.WAYS}
-    assert len(ways) == 10
+    assert len(ways) == 14
     for rho in noisy_digits.NOISE:
         alpha = ways["forward, noise known"].strength(rho)
         assert 1 - alpha + alpha / 10 == pytest.approx(1 - rho)
@@ -133,8 +133,8 @@ def test_forward_correction_knows_the_noise_that_is_made():
     flipped = noise.flip_labels(jax.random.key(0), clean, 0.4, num_classes=10)
     assert float(jnp.mean(flipped != clean)) == pytest.approx(0.4, abs=0.03)
     points = noisy_digits.points()
-    assert {len(x) for x in points.values()} == {40}
-    np.testing.assert_array_equal(points["noise"], np.repeat(np.float32(noisy_digits.NOISE), 10))
+    assert {len(x) for x in points.values()} == {56}
+    np.testing.assert_array_equal(points["noise"], np.repeat(np.float32(noisy_digits.NOISE), 14))
 
 
 def test_the_number_of_a_method_is_all_that_chooses_it():
@@ -155,6 +155,19 @@ def test_the_number_of_a_method_is_all_that_chooses_it():
     assert min(apart) > 1e-4
 
 
+def test_plain_training_is_the_same_in_both_studies():
+    """Without noise: the same key, the same weights and shuffles."""
+    rng = np.random.default_rng(0)
+    pixels, known = rng.normal(size=(60, 784)).astype(np.float32), rng.integers(0, 10, 60).astype(np.int32)
+    data = trials.Data("random", pixels[:40], known[:40], pixels[40:], known[40:])
+    point = {name: jnp.float32(0) for name in ("method", "strength", "noise")}
+    found = [
+        jax.jit(module.trainer(data, 2))(jax.random.key(3), point)["nll"]
+        for module in (noisy_digits, calibration_digits)
+    ]
+    assert found[0] == pytest.approx(float(found[1]), rel=1e-5)
+
+
 @pytest.mark.reproduction
 def test_noisy_quick_shows_what_noise_does_and_continues(tmp_path, capsys):
     out = tmp_path / "new" / "run"
@@ -165,7 +178,7 @@ def test_noisy_quick_shows_what_noise_does_and_continues(tmp_path, capsys):
     assert sorted(files) == ["noisy_digits.json", "noisy_digits.md", "noisy_digits.png", "runs.jsonl"]
     record = json.loads(files["noisy_digits.json"])
     rows = {(row["noise"], row["method"]): row for row in record["rows"]}
-    assert len(rows) == 40
+    assert len(rows) == 56
     accuracy = {place: row["accuracy"]["mean"] for place, row in rows.items()}
     assert accuracy[0.0, "plain"] > 0.8
     assert all(accuracy[0.0, way.title] > accuracy[0.6, way.title] + 0.1 for way in noisy_digits.WAYS)
@@ -176,10 +189,18 @@ def test_noisy_quick_shows_what_noise_does_and_continues(tmp_path, capsys):
     assert smoothed["temperature"]["mean"] < 0.6
     assert smoothed["ece_scaled"]["mean"] < smoothed["ece"]["mean"] / 2
     assert record["published"]["smoothing 0.1"]["CIFAR-100"] == [60.7, 0.28]
+    # Every run is kept, and differences are paired.
+    for row in rows.values():
+        (run,) = row["accuracy"]["runs"]
+        assert run == pytest.approx(row["accuracy"]["mean"], abs=1e-5)
+        if row["method"] == "plain":
+            assert row["gain"] is None
+        else:
+            assert row["gain"]["mean"] == pytest.approx(run - accuracy[row["noise"], "plain"], abs=1e-5)
     text = files["noisy_digits.md"].decode()
     assert f"{100 * accuracy[0.2, 'plain']:.2f}" in text
     assert text.split("\n\n", 1)[1].strip() in printed.out
-    check_picture(files["noisy_digits.png"], 1080, 576)
+    check_picture(files["noisy_digits.png"], 1160, 736, most=200_000)
 
     noisy_digits.main(["--quick", "--out", str(out)])
     assert written(out) == files
@@ -210,8 +231,8 @@ def test_calibration_quick_writes_the_table_and_both_pictures(tmp_path, capsys):
     text = files["calibration_digits.md"].decode()
     assert f"{100 * rows['plain']['accuracy']['mean']:.2f} ± " in text
     assert text.split("\n\n")[1] in printed.out
-    check_picture(files[pictures[0]], 960, 832)
-    check_picture(files[pictures[1]], 960, 640)
+    check_picture(files[pictures[0]], 960, 800)
+    check_picture(files[pictures[1]], 960, 656)
 
 
 @pytest.mark.parametrize("script", [noisy_digits, calibration_digits])

@@ -50,6 +50,8 @@ def test_writes_table_figures_and_picture(name, tmp_path, capsys):
     for row in rows:
         figure = row["last"] if "last" in row else row["slope"]
         assert np.isfinite(figure)
+        assert len(row["runs"]) == 2
+        assert np.mean(row["runs"]) == pytest.approx(figure, abs=1e-5)
         assert f"{figure:.3f} ±" in written
         assert f"{figure:.3f} ±" in printed.out
     png = (out / f"{name}.png").read_bytes()

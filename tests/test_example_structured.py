@@ -92,6 +92,7 @@ def test_each_fold_gets_the_smoothing_that_another_one_chose():
     np.testing.assert_array_equal(found.chosen["rps"][2], [2, 2, 3, 3, 2, 3])
     np.testing.assert_array_equal(found.smoothing[:, 0], [[0, 0.5]] * 4)
     assert ordinal.gains(found)["SORD, β = 1"]["rps"] == (-4, 0)  # rows one apart differ by 2
+    assert ordinal.gains(found, 0)["uniform"]["rps"][0] == pytest.approx(-0.5)
 
 
 @pytest.mark.reproduction
@@ -109,8 +110,13 @@ def test_quick_ordinal_prefers_the_order(tmp_path, capsys):
     every = record["every_smoothing"]
     assert every["uniform"]["nll"][-1] > 2.2 > every["binomial"]["nll"][-1]
     assert len({row["nll"][0] for row in every.values()}) == 1  # without smoothing no prior counts
+    # Every patient's scores are there, so that any difference can be paired.
+    of_each = np.array([record["patients"][name]["rps"] for name in ("uniform", "binomial")])
+    assert of_each.shape == (2, 442)
+    gain = (of_each[0] - of_each[1]).mean()
+    assert gain == pytest.approx(record["better_than_uniform"]["binomial"]["rps"]["mean"], abs=1e-4)
     assert (out / "ordinal.md").read_text().strip() in printed.out
-    assert size_of(out / "ordinal.png") == (1215, 396)
+    assert size_of(out / "ordinal.png") == (1215, 423)
 
 
 @pytest.mark.reproduction
@@ -131,7 +137,7 @@ def test_quick_pereyra_learns_by_every_method(tmp_path, capsys):
     # As many images of each digit: the unigram distribution is the uniform one.
     assert rows["unigram smoothing 0.1"]["nll"]["mean"] == pytest.approx(smoothed["nll"]["mean"], rel=1e-3)
     assert "1.17 ± 0.06" in (tmp_path / names[1]).read_text()
-    assert size_of(tmp_path / names[2]) == (1150, 390)
+    assert size_of(tmp_path / names[2]) == (1150, 440)
 
 
 def test_the_methods_are_the_papers():

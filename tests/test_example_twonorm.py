@@ -65,6 +65,7 @@ def test_quick_finds_the_jump_and_writes_everything(tmp_path, capsys):
     record = json.loads((out / "noisy_twonorm.json").read_text())
     accuracy = np.array(record["accuracy"])
     assert accuracy.shape == (8, 5)
+    np.testing.assert_array_equal(np.mean(record["runs"], axis=-1), accuracy)
     r, e = (record[name].index(value) for name, value in (("smoothing", -8.0), ("noise", 0.4)))
     zero = record["smoothing"].index(0.0)
     # Short as it is: with 40 % of the labels wrong, r = −8 nears the Bayes rate that r = 0 is far from.

@@ -228,6 +228,10 @@ LIMITS = {
         lambda z, y: jax_ls.bi_tempered_loss(z, y, 1.0, 1.0, 0.1),
         lambda z, y: kl_divergence(z, smooth(y, 0.1)),
     ),
+    "logit norm, τ = 1": (
+        lambda z, y: jax_ls.logit_norm_loss(z, y, 1.0, 0.1),
+        lambda z, y: smoothed_cross_entropy(z / jnp.linalg.norm(z, axis=-1, keepdims=True), y),
+    ),
     "symmetric, β = 0": (lambda z, y: noise.symmetric_cross_entropy(z, y, 1.0, 0.0), cross_entropy),
     "early learning, λ = 0": (lambda z, y: noise.early_learning(z, y, jnp.ones_like(z), 0.0), cross_entropy),
     "label-aware, ε_head = ε_tail": (
@@ -308,7 +312,9 @@ OUT_OF_RANGE = {
     "exponent": (lambda a: noise.generalized_cross_entropy(Z, Y, a), 0.0),
     "truncation": (lambda a: noise.generalized_cross_entropy(Z, Y, 0.7, truncation=a), 1.5),
     "alpha": (lambda a: noise.symmetric_cross_entropy(Z, Y, a), -0.1),
+    "beta": (lambda a: noise.symmetric_cross_entropy(Z, Y, beta=a), -0.1),
     "log_zero": (lambda a: noise.symmetric_cross_entropy(Z, Y, log_zero=a), 1.0),
+    "gamma_positive": (lambda a: jax_ls.asymmetric_loss(Z[:, 0], jnp.array([0, 1, 0]), gamma_positive=a), -0.5),
     "gamma_negative": (lambda a: jax_ls.asymmetric_loss(Z[:, 0], jnp.array([0, 1, 0]), gamma_negative=a), -2.0),
     "margin": (lambda a: jax_ls.asymmetric_loss(Z[:, 0], jnp.array([0, 1, 0]), margin=a), 1.0),
 }
@@ -375,6 +381,21 @@ def test_logit_adjustment_is_the_log_of_the_frequencies():
     assert jnp.isnan(jax.jit(priors.logit_adjustment)(jnp.array([3.0, -1.0]))).any()
 
 
+def test_adjusted_logits_are_smoothed_towards_the_frequencies():
+    """The mass that leaves the label pulls z to 0 there, and with a uniform prior to −log π, the reverse ranking."""
+    counts = np.array([400, 60, 4])
+    adjust = priors.logit_adjustment(counts)
+    prior = priors.unigram(counts, pseudo_count=0.0)
+
+    def slope(z, prior):
+        losses = lambda z: smoothed_cross_entropy((z + adjust)[None], jnp.array([0]), 1.0, prior=prior).sum()  # noqa: E731
+        return jax.grad(losses)(z)
+
+    np.testing.assert_allclose(slope(jnp.zeros(3), prior), 0, atol=1e-6)
+    np.testing.assert_allclose(slope(-adjust, None), 0, atol=1e-6)
+    assert slope(jnp.zeros(3), None)[0] > 0.5
+
+
 def test_predictions_are_averaged_by_example():
     averages, where = jnp.zeros((4, 3), jnp.bfloat16), jnp.array([True, False, True])
     z = jnp.asarray(RNG.normal(size=(3, 3)), jnp.float32).at[1].set(jnp.nan)
@@ -386,6 +407,24 @@ def test_predictions_are_averaged_by_example():
     exists = jnp.array([True, True, False])
     last = online.average_predictions(averages, jnp.array([1]), z[:1], decay=0.0, class_where=exists)
     np.testing.assert_allclose(last[1].astype(jnp.float32), [*jax.nn.softmax(z[0, :2]), 0], rtol=1e-2)
+
+
+def test_predictions_are_averaged_where_classes_are_split():
+    mesh = jax.make_mesh((8,), ("k",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec(None, "k")
+    averages, z = (jnp.asarray(RNG.uniform(size=(n, K)), jnp.float32) for n in (5, 2))
+    exists = jnp.arange(K) < 6
+    step = functools.partial(online.average_predictions, decay=0.5)
+    split = jax.shard_map(
+        lambda t, z, exists: step(t, jnp.array([4, 1]), z, class_where=exists, class_axis_name="k"),
+        mesh=mesh,
+        in_specs=(spec, spec, jax.sharding.PartitionSpec("k")),
+        out_specs=spec,
+    )
+    whole = step(averages, jnp.array([4, 1]), z, class_where=exists)
+    np.testing.assert_allclose(jax.jit(split)(averages, z, exists), whole, rtol=1e-6)
+    expected = np.exp(reference.log_softmax(np.asarray(z[0, :6], float)))
+    np.testing.assert_allclose(whole[4], 0.5 * averages[4] + 0.5 * np.array([*expected, 0, 0]), rtol=1e-5)
 
 
 def test_asymmetric_loss():
@@ -429,6 +468,11 @@ def test_pos_weight_multiplies_the_positive_term():
     np.testing.assert_allclose(ours[1], [*expected[1], 0], rtol=1e-6)
 
 
+def ctc_loss(frames, labels, epsilon, weights):
+    divergences = sum(reference.cross_entropy(row, weights, relative=True) for row in frames)
+    return (1 - epsilon) * ref.ctc(frames, labels) + epsilon * divergences
+
+
 def test_ctc_is_the_sum_over_all_paths_and_a_divergence_of_each_real_frame():
     z = RNG.normal(size=(2, 4, 3)).astype(np.float32)
     labels, label_paddings = jnp.array([[1, 2], [2, 99]]), jnp.array([[0.0, 0.0], [0.0, 1.0]])
@@ -439,7 +483,7 @@ def test_ctc_is_the_sum_over_all_paths_and_a_divergence_of_each_real_frame():
     for prior in (None, u):
         weights = np.full(3, 1 / 3) if prior is None else u.astype(float)
         expected = [
-            (1 - e) * ref.ctc(f, y) + e * sum(reference.cross_entropy(row, weights, relative=True) for row in f)
+            ctc_loss(f, y, e, weights)
             for f, y, e in zip(frames, [[1, 2], [2]], np.asarray(epsilon, float), strict=True)
         ]
 
@@ -448,8 +492,10 @@ def test_ctc_is_the_sum_over_all_paths_and_a_divergence_of_each_real_frame():
 
         np.testing.assert_allclose(losses(spoilt), expected, rtol=1e-4)
         slopes = jax.grad(lambda z: losses(z).sum())(spoilt)
-        assert np.isfinite(slopes).all()
         assert not slopes[1, 3].any()
+        for i, (f, y, e) in enumerate(zip(frames, [[1, 2], [2]], np.asarray(epsilon, float), strict=True)):
+            exact = reference.gradient(lambda f, y=y, e=e, weights=weights: ctc_loss(f, y, e, weights), f)
+            np.testing.assert_allclose(slopes[i, : len(f)], exact, rtol=1e-3, atol=1e-5)
     plain = smoothed_ctc_loss(z, paddings, labels, label_paddings, 0.0)
     np.testing.assert_allclose(plain, optax.ctc_loss(jnp.asarray(z), paddings, labels, label_paddings), rtol=1e-5)
     where = jnp.array([True, False])

@@ -116,6 +116,10 @@ def written(ax):
     return [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())]
 
 
+def accuracy_of(bins):
+    return float(bins.correct.sum() / bins.count.sum())
+
+
 def test_no_data_reads_as_no_figure():
     empty = calibration.reliability(LOGITS[:0], LABELS[:0])
     lost = calibration.reliability(LOGITS * jnp.nan, LABELS)
@@ -128,9 +132,10 @@ def test_models_on_the_same_axes_differ_in_color():
     ax = plotting.plot_confidence(BINS, label="plain")
     plotting.plot_confidence(BINS, label="smoothed", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
+    assert len({line.get_marker() for line in ax.lines}) == 2
+    assert [line.get_xdata()[0] for line in ax.lines[1::2]] == pytest.approx([accuracy_of(BINS)] * 2)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    accuracy = float(BINS.correct.sum() / BINS.count.sum())
-    assert texts[1] == f"plain: accuracy {accuracy:.1%}"
+    assert texts[1] == f"plain: accuracy {accuracy_of(BINS):.1%}"
     assert texts[2].startswith("smoothed: mean confidence")
     heights = ax.patches[0].get_data().values
     np.testing.assert_allclose(heights, np.asarray(BINS.share), rtol=1e-6)
@@ -173,6 +178,15 @@ def test_an_infinite_run_leaves_the_errors_of_the_others():
     np.testing.assert_allclose((high - low) / 2, np.std([1, 2], ddof=1) / 2**0.5)
 
 
+def test_runs_that_diverged_are_marked_on_the_axis():
+    ax = plotting.plot_sweep(swept([0.3, 0.1, 0.2], [[1.0, np.inf], [1.0, 2.0], [np.nan, np.nan]]))
+    (crosses,) = [line for line in ax.lines if line.get_marker() == "x"]
+    assert sorted(crosses.get_xdata()) == [0.2, 0.3]
+    assert crosses.get_transform() == ax.get_xaxis_transform()
+    assert "3 runs diverged" in written(ax)
+    assert not any("diverged" in text for text in written(plotting.plot_sweep(swept([0.1], [[1.0, 2.0]]))))
+
+
 def test_names_and_classes_of_the_clusters():
     features, kernel = RNG.normal(size=(60, 6)), RNG.normal(size=(6, 4))
     for names in (["a", "b", "c"], np.array(["a", "b", "c"])):
@@ -192,6 +206,10 @@ def test_the_plane_of_the_templates_keeps_their_distances():
         for i in range(3):
             apart = np.linalg.norm(three[i] - three[i - 1])
             np.testing.assert_allclose(np.linalg.norm(templates[i] - templates[i - 1]), apart)
+        # The first template lies on the left, the second on the right at the same height, the third above.
+        np.testing.assert_allclose(templates[0, 1], templates[1, 1])
+        assert templates[0, 0] < templates[1, 0]
+        assert templates[2, 1] > templates[0, 1]
         # Differences of logits among the three are all in the plane, for features in any place.
         x = features if b is None else np.hstack([features, np.ones((20, 1))])
         in_plane = (points - points[0]) @ (templates[1] - templates[0])

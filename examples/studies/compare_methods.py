@@ -67,19 +67,19 @@ def points(args: Namespace) -> dict[str, np.ndarray]:
 
 def trainer(args: Namespace, data: Data) -> Callable[[jax.Array, Any], dict[str, Any]]:
     def train(key: jax.Array, point: Any) -> dict[str, Any]:
-        flip_key, fit_key = jax.random.split(key)
-        labels = noise.flip_labels(flip_key, data.labels, args.noise, num_classes=digits.CLASSES)
+        labels = noise.flip_labels(jax.random.fold_in(key, 1), data.labels, args.noise, num_classes=digits.CLASSES)
         inputs = jnp.asarray(data.inputs)
-        params = trials.fit(fit_key, inputs, labels, point, methods=args.method, epochs=args.epochs)
+        params = trials.fit(key, inputs, labels, point, methods=args.method, epochs=args.epochs)
         logits, correct = trials.predict(params, jnp.asarray(data.test_inputs)), jnp.asarray(data.test_labels)
-        return trials.scores(logits, correct) | {"bins": trials.bins(logits, correct)}
+        sums = {"bins": trials.bins(logits, correct), "right": trials.right(logits, correct)}
+        return trials.scores(logits, correct) | sums
 
     return train
 
 
 def figures(args: Namespace, result: SweepResult) -> list[dict[str, Any]]:
-    rows = enumerate(titles(args))
-    return [{"method": title} | trials.statistics(result, i, tuple(COLUMNS)) for i, title in rows]
+    names = titles(args)
+    return [{"method": title} | trials.row(result, i, names.index(PLAIN)) for i, title in enumerate(names)]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -117,11 +117,12 @@ def draw_reliability(axes: Any, names: Sequence[str], result: SweepResult) -> No
         count, confidence, accuracy = (np.asarray(x) for x in (bins.count, bins.confidence, bins.accuracy))
         drawn, share = count >= FEW, count / count.sum()
         at = confidence[drawn], accuracy[drawn]
-        axes.plot(*at, f"{marker}-", color=colour, lw=1, ms=5, label=f"{title}: ECE {float(bins.error()):.1%}")
-        axes.scatter(*at, s=400 * share[drawn], color=colour, alpha=0.5, linewidths=0, clip_on=False)
-    axes.set(title="Reliability on held-out digits, all seeds", xlabel="confidence", ylabel="accuracy")
+        axes.plot(*at, color=colour, lw=1)
+        axes.scatter(*at, s=12 + 400 * share[drawn], marker=marker, color=colour, alpha=0.7, lw=0, clip_on=False)
+        axes.plot([], [], f"{marker}-", color=colour, lw=1, ms=5, label=f"{title}: ECE {float(bins.error()):.1%}")
+    axes.set(title="Reliability on held-out images, all seeds", xlabel="confidence", ylabel="accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    words = f"circle area: share of the digits;\nbins of fewer than {FEW} are not drawn"
+    words = f"larger marker: more of the images;\nbins of fewer than {FEW} are not drawn"
     finish(axes, loc="upper left", bbox_to_anchor=(1.02, 1), title=words)
 
 

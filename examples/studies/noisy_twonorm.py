@@ -146,8 +146,10 @@ def markdown(accuracy: np.ndarray, error: np.ndarray) -> str:
     return table(rows)
 
 
-def keep(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) -> None:
+def keep(out: Path, args: Namespace, result: SweepResult) -> None:
     """noisy_twonorm.md, .json and .png."""
+    accuracy, error = accuracies(result)
+    runs = result.metrics["accuracy"].astype(float).reshape(*accuracy.shape, args.seeds)
     caption = (
         f"Test accuracy on Twonorm, mean ± standard error of {args.seeds} seeds after {args.epochs} epochs; in "
         f"brackets Wei et al. 2022, Table 1. r: smoothing, e: share of wrong training labels. Bayes rate: {BAYES:.4f}."
@@ -159,6 +161,7 @@ def keep(out: Path, args: Namespace, accuracy: np.ndarray, error: np.ndarray) ->
         "noise": NOISE,
         "accuracy": accuracy.round(5).tolist(),
         "standard_error": None if args.seeds == 1 else error.round(5).tolist(),
+        "runs": runs.round(5).tolist(),
         "published": PUBLISHED.tolist(),
         "best_smoothing_by_theory": best_smoothing(np.array(NOISE)).round(4).tolist(),
         "bayes_rate": BAYES,
@@ -193,7 +196,7 @@ def draw_heat(figure: Any, axes: Any, accuracy: np.ndarray) -> None:
         colour = "white" if image.norm(value) < 0.45 else "black"
         style = {"ha": "center", "va": "center", "fontsize": 9, "color": colour, "path_effects": [stroke]}
         axes.text(column, row, f"{value:.3f}".lstrip("0"), **style)
-    axes.set(title="Dashed: the theory's best $r = -2e\\,/\\,(1 - 2e)$", ylabel="smoothing $r$")
+    axes.set(title="Dashed: the theory's best $r = -2e\\,/\\,(1 - 2e)$", ylabel="smoothing $r$ (not to scale)")
     axes.set(xticks=range(len(NOISE)), yticks=range(len(SMOOTHING)), xlim=(-0.5, len(NOISE) - 0.5))
     axes.set(xticklabels=[f"{x:g}" for x in NOISE], yticklabels=R_LABELS)
     axes.set_xlabel("share $e$ of training labels that are wrong")
@@ -202,16 +205,23 @@ def draw_heat(figure: Any, axes: Any, accuracy: np.ndarray) -> None:
     figure.colorbar(image, ax=axes, label="test accuracy")
 
 
+# Okabe and Ito's colours, told apart by all common kinds of colour vision, and a shape for each e.
+LOOKS = (("#000000", "o"), ("#0072B2", "^"), ("#009E73", "s"), ("#D55E00", "D"), ("#CC79A7", "P"))
+
+
 def draw_lines(axes: Any, accuracy: np.ndarray, error: np.ndarray) -> None:
+    """Points where networks were trained; above them, on a line of its own, the r of the theory."""
     rows = np.arange(len(SMOOTHING))
     axes.axhline(BAYES, color="0.4", ls=":", label=f"Bayes rate {BAYES:.3f}")
-    # Okabe and Ito's colours, told apart by all common kinds of colour vision.
-    colours = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7")
-    for share, means, errors, colour in zip(NOISE, accuracy.T, np.nan_to_num(error.T), colours, strict=True):
-        axes.errorbar(rows, means, errors, color=colour, marker="o", ms=4, lw=1.5, capsize=2, label=f"$e$ = {share:g}")
+    at = axes.get_xaxis_transform()
+    for share, means, errors, (colour, marker) in zip(NOISE, accuracy.T, np.nan_to_num(error.T), LOOKS, strict=True):
+        style = {"color": colour, "marker": marker, "ms": 5, "lw": 1.5, "capsize": 2, "mfc": "white"}
+        axes.errorbar(rows, means, errors, label=f"$e$ = {share:g}", **style)
         best = row_of(best_smoothing(share))
-        axes.plot(best, np.interp(best, rows, means), "v", color=colour, ms=11, mec="white", zorder=3)
-    axes.set(title="▼ where the theory puts the best $r$", xlabel="smoothing $r$", ylabel="test accuracy")
+        axes.plot(best, 1.03, "v", color=colour, ms=9, transform=at, clip_on=False)
+        axes.annotate(f"{share:g}", (best, 1.05), xycoords=at, ha="center", fontsize=9, color=colour)
+    axes.set_title("▼ best $r$ of the theory, for each $e$", pad=24)
+    axes.set(xlabel="smoothing $r$ (steps of the table, not to scale)", ylabel="test accuracy")
     axes.set_xticks(rows, R_LABELS)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -225,12 +235,11 @@ def run(args: Namespace) -> None:
     start = time.perf_counter()
     points = grid(smoothing=SMOOTHING, noise=NOISE)
     result = trials.run_all(lambda key, point: train(key, point, epochs=args.epochs), points, args)
-    accuracy, error = accuracies(result)
-    print(markdown(accuracy, error))
+    print(markdown(*accuracies(result)))
     print(f"\nBayes rate {BAYES:.4f}; published in brackets")
     print(f"time: {time.perf_counter() - start:.0f} s")
     if args.out is not None:
-        keep(args.out, args, accuracy, error)
+        keep(args.out, args, result)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

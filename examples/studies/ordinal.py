@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forests
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,18 +134,18 @@ def mean_and_error(x: np.ndarray) -> tuple[float, float]:
     return float(x.mean()), float(x.std(ddof=1) / math.sqrt(x.size))
 
 
-def gains(found: Findings) -> dict[str, dict[str, tuple[float, float]]]:
-    """By how much each prior that knows the order beats the uniform one, patient by patient."""
-    names = [*PRIORS][1:]
+def gains(found: Findings, beaten: int = 1) -> dict[str, dict[str, tuple[float, float]]]:
+    """By how much each prior beats a row of `found.chosen`, 0 no smoothing, 1 uniform, patient by patient."""
+    names = [*PRIORS][beaten:]
     signs = {name: -1 if name == "correct" else 1 for name in SCORES}
     return {
-        prior: {name: mean_and_error(signs[name] * (x[1] - x[row])) for name, x in found.chosen.items()}
-        for row, prior in enumerate(names, start=2)
+        prior: {name: mean_and_error(signs[name] * (x[beaten] - x[row])) for name, x in found.chosen.items()}
+        for row, prior in enumerate(names, start=beaten + 1)
     }
 
 
 def markdown(found: Findings) -> str:
-    """The scores, and the gains over uniform smoothing in units of their standard errors."""
+    """The scores, and the gains over none and over uniform smoothing, also in units of their standard errors."""
     titles = [title for title, _ in SCORES.values()]
     body = [["prior", "mean ε", *titles]]
     for row, prior in enumerate(["no smoothing", *PRIORS]):
@@ -154,11 +155,14 @@ def markdown(found: Findings) -> str:
             for name, (_, places) in SCORES.items()
         ]
         body.append([prior, epsilon, *cells])
-    beside = [["better than uniform by", *titles]]
-    for prior, row in gains(found).items():
-        cells = [f"{mean:+.3f} ± {error:.3f} ({mean / error:+.1f})" for mean, error in row.values()]
-        beside.append([prior, *cells])
-    return f"{table(body)}\n\n{table(beside)}"
+    parts = [table(body)]
+    for beaten, name in enumerate(("no smoothing", "uniform")):
+        beside = [[f"better than {name} by", *titles]]
+        for prior, row in gains(found, beaten).items():
+            cells = [f"{mean:+.3f} ± {error:.3f} ({mean / error:+.1f})" for mean, error in row.values()]
+            beside.append([prior, *cells])
+        parts.append(table(beside))
+    return "\n\n".join(parts)
 
 
 def in_words(args: Namespace) -> str:
@@ -176,13 +180,14 @@ def in_words(args: Namespace) -> str:
 
 def draw(path: Path, smoothing: Sequence[float], found: Findings) -> None:
     """The targets of one prior, the RPS over ε, the gains over uniform smoothing."""
-    figure = new_figure(13.5, 4.4, dpi=90)
+    figure = new_figure(13.5, 4.7, dpi=90)
     heat, lines, forest = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.1))
     prior = "Gaussian, σ = 1"
     plotting.plot_targets(PRIORS[prior], rows=range(CLASSES), ax=heat)
     heat.set_title(f"Where the mass goes: {prior}", fontsize=11)
     draw_lines(lines, smoothing, found)
     draw_gains(forest, gains(found))
+    forests.one_legend(figure, [lines])
     figure.savefig(path, format="png")
 
 
@@ -191,20 +196,19 @@ def draw_lines(axes: Any, smoothing: Sequence[float], found: Findings) -> None:
     axes.axhline(rps[0, 0].mean(), color="0.4", ls=":", label="no smoothing")
     for row, (prior, runs) in enumerate(zip(PRIORS, rps, strict=True)):
         # The Gaussian and SORD nearly agree: neither may cover the other.
-        style = {"ls": "--", "mfc": "none", "zorder": 3} if prior.startswith("SORD") else {}
-        axes.plot(
-            smoothing, runs.mean(axis=(1, 2)), color=COLOURS[row], marker=MARKERS[row], ms=5, label=prior, **style
-        )
+        style = {"ls": "--", "mfc": "none", "ms": 8, "zorder": 3} if prior.startswith("SORD") else {"ms": 5}
+        axes.plot(smoothing, runs.mean(axis=(1, 2)), color=COLOURS[row], marker=MARKERS[row], label=prior, **style)
     low, high = rps[1:].mean(axis=(2, 3)).min(), rps[0, 0].mean()
     axes.set_ylim(low - 0.25 * (high - low), high + 2.5 * (high - low))
-    axes.set(xlabel="smoothing ε", ylabel="ranked probability score (lower is better)")
+    axes.set(xlabel="smoothing ε", ylabel="ranked probability score, RPS (lower is better)")
     axes.set_title("Every ε; uniform soon leaves the picture", fontsize=11)
-    finish(axes, loc="upper right")
+    finish(axes)
+    axes.get_legend().remove()
 
 
 def draw_gains(axes: Any, found: dict[str, dict[str, tuple[float, float]]]) -> None:
     names = ["distance", "rps", "rps_scaled", "nll", "nll_scaled"]
-    axes.axvline(0, color="0.4", ls=":")
+    axes.axvline(0, color="0.4", ls="-", lw=1)
     for row, (prior, cells) in enumerate(found.items(), start=1):
         mean, error = np.array([cells[name] for name in names]).T
         height = np.arange(len(names)) + 0.2 * (row - 2)
@@ -215,7 +219,8 @@ def draw_gains(axes: Any, found: dict[str, dict[str, tuple[float, float]]]) -> N
     axes.set_xlabel("better than uniform by (paired, 95 % interval)")
     axes.locator_params(axis="x", nbins=6)
     axes.set_title("ε chosen by cross-validation", fontsize=11)
-    finish(axes, loc="upper right")
+    finish(axes)
+    axes.get_legend().remove()
 
 
 def report(args: Namespace, found: Findings) -> None:
@@ -242,7 +247,7 @@ def run(args: Namespace) -> None:
 
 
 def as_record(found: Findings) -> dict[str, Any]:
-    """What ordinal.json holds beside the settings."""
+    """What ordinal.json holds beside the settings; "patients" has the scores of each, for paired differences."""
 
     def rounded(pair: tuple[float, float]) -> dict[str, float]:
         return {"mean": round(pair[0], 5), "standard_error": round(pair[1], 5)}
@@ -251,11 +256,18 @@ def as_record(found: Findings) -> dict[str, Any]:
     return {
         "chosen": {row: {k: rounded(mean_and_error(x[i])) for k, x in found.chosen.items()} for i, row in rows},
         "chosen_smoothing": {prior: float(x.mean()) for prior, x in zip(PRIORS, found.smoothing, strict=True)},
-        "better_than_uniform": {
-            prior: {k: rounded(pair) for k, pair in row.items()} for prior, row in gains(found).items()
+        **{
+            f"better_than_{name}": {
+                prior: {k: rounded(pair) for k, pair in row.items()} for prior, row in gains(found, beaten).items()
+            }
+            for beaten, name in enumerate(("none", "uniform"))
+        },
+        "patients": {
+            row: {k: x[i].astype(float).round(4).tolist() for k, x in found.chosen.items()}
+            for i, row in enumerate(["no smoothing", *PRIORS])
         },
         "every_smoothing": {
-            prior: {k: x[i].mean(axis=(1, 2)).round(5).tolist() for k, x in found.fixed.items()}
+            prior: {k: x[i].mean(axis=(1, 2)).astype(float).round(5).tolist() for k, x in found.fixed.items()}
             for i, prior in enumerate(PRIORS)
         },
     }

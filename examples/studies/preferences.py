@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forests
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ RATE = 0.05
 
 METHODS = {"plain": lambda flip: 0 * flip, "conservative": lambda flip: flip, "robust": robust_smoothing}
 # Okabe and Ito's colours, told apart by all common kinds of colour vision.
-COLOURS = {"plain": "#000000", "conservative": "#0072B2", "robust": "#D55E00"}
+LOOKS = {"plain": ("#000000", "o"), "conservative": ("#0072B2", "^"), "robust": ("#D55E00", "s")}
 
 
 def win_share(flip: jax.Array) -> jax.Array:
@@ -131,6 +132,7 @@ def scores(results: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                     "slope_deviation": float(slopes.std(ddof=1)) if len(slopes) > 1 else 0.0,
                     "slope_expected": float(slope(results["expected"][i, j])),
                     "rmse": float(rmse(results["by_flip"][i, j])),
+                    "runs": slopes.astype(float).round(5).tolist(),
                 }
             )
     return rows
@@ -159,27 +161,29 @@ def draw(path: Path, results: dict[str, np.ndarray]) -> None:
     figure = new_figure(15, 4.8, dpi=100)
     rewards, slopes, errors = figure.subplots(1, 3)
     shown = FLIPS.index(SIZE_FLIP)
-    for i, (name, colour) in enumerate(COLOURS.items()):
+    for i, (name, (colour, marker)) in enumerate(LOOKS.items()):
         fitted = results["by_flip"][i]
-        style = {"color": colour, "capsize": 2, "fmt": "o", "ms": 4, "lw": 1}
+        style = {"color": colour, "capsize": 2, "fmt": marker, "ms": 5, "lw": 1}
         rewards.errorbar(TRUE, fitted[shown].mean(axis=0), fitted[shown].std(axis=0), label=name, **style)
         rewards.plot(TRUE, results["expected"][i, shown], color=colour, lw=1)
         each = slope(fitted)
         slopes.errorbar(FLIPS, each.mean(axis=1), each.std(axis=1), label=name, **style)
         slopes.plot(FLIPS, slope(results["expected"][i]), color=colour, lw=1)
-        errors.loglog(SIZES, rmse(results["by_size"][i]), "o-", color=colour, ms=4, label=name)
+        errors.loglog(SIZES, rmse(results["by_size"][i]), f"{marker}-", color=colour, ms=5, label=name)
     rewards.plot(TRUE, TRUE, ":", color="0.5", label="truth")
     rewards.set(title=f"{SIZE_FLIP:.0%} of the outcomes flipped", xlabel="true reward", ylabel="fitted reward")
     slopes.axhline(1, ls=":", color="0.5")
-    slopes.set(title="Lines: least expected loss", xlabel="share of flipped outcomes ε", ylabel="fitted / true reward")
+    slopes.set(title="Slope of fitted on true rewards", xlabel="share of flipped outcomes ε", ylabel="slope")
     slopes.set_ylim(0, 1.25)
-    errors.set(title=f"{SIZE_FLIP:.0%} flipped: robust needs data", xlabel="comparisons of each pair", ylabel="RMSE")
+    errors.set(title=f"{SIZE_FLIP:.0%} flipped: robust needs data", ylabel="RMSE (logarithmic)")
+    errors.set_xlabel("comparisons of each pair (logarithmic)")
     errors.set_xticks(SIZES, [str(size) for size in SIZES])
     errors.minorticks_off()
     for axes in (rewards, slopes, errors):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(edgecolor="none", framealpha=0.85)
+    rewards.plot([], [], "-", color="0.4", lw=1, label="least expected loss")
+    forests.one_legend(figure, [rewards])
     figure.savefig(path, format="png")
 
 

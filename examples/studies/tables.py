@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
+def as_json(record: dict[str, Any]) -> str:
+    """JSON of a line for each entry; a list of plain values stays on its line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda plain: f"[{' '.join(plain[1].split())}]", text) + "\n"
+
+
 def write(out: Path, name: str, text: str, record: dict[str, Any], draw: Callable[[Path], None]) -> None:
     """NAME.md, NAME.json and NAME.png, each whole or not at all."""
     with replacing(out / f"{name}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     with replacing(out / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(record), encoding="utf-8")
     with replacing(out / f"{name}.png") as temporary:
         draw(temporary)
     print(f"wrote {out}: {name}.md, {name}.json, {name}.png")

@@ -1,8 +1,8 @@
 """Many small networks trained on digits in one program: one training as a function of its key, its scores, tables.
 
-What noisy_digits.py, calibration_digits.py and compare_methods.py share. A training is pure, so `jax_ls.sweeps.sweep`
-trains all of them together. Which method it follows is a number, `point["method"]`, and how strongly is another,
-`point["strength"]`.
+What noisy_digits.py, calibration_digits.py, long_tailed_digits.py and compare_methods.py share. A training is pure, so
+`jax_ls.sweeps.sweep` trains all of them together. Which method it follows is a number, `point["method"]`, and how
+strongly is another, `point["strength"]`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from files import claimed
 from flags import COUNT, InputError, OneLineParser, directory
-from methods import METHODS, Batch
+from methods import ALL, STRENGTH_OF_ALL, Batch
 
 import jax_ls
 from jax_ls import calibration
@@ -85,12 +85,16 @@ def fit(
 ) -> Params:
     """One training, to its last step, with the method `methods[point["method"]]` at strength `point["strength"]`.
 
-    First weights and shuffles depend on the key alone: for one key, methods differ by nothing else.
+    First weights and shuffles depend on the key alone: for one key, methods differ by nothing else. Under `vmap` every
+    method's loss is computed in every training. Those not chosen get a strength that all can take: their NaN would
+    enter the gradient, times 0.
     """
     init_key, shuffle_key = jax.random.split(key)
     params = initial(init_key)
     rule = optax.adam(RATE)
-    chosen = [METHODS[name] for name in methods]
+    chosen = [ALL[name] for name in methods]
+    number = point["method"].astype(jnp.int32)
+    strengths = [jnp.where(number == i, point["strength"], STRENGTH_OF_ALL) for i in range(len(methods))]
     size = min(BATCH, len(labels))
 
     def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
@@ -99,17 +103,20 @@ def fit(
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:
             logits = predict(params, inputs[rows])
             losses = [
-                lambda method=method, memory=memory: method.losses(batch_of(logits, memory))
-                for method, memory in zip(chosen, memories, strict=True)
+                lambda method=method, batch=batch: method.losses(batch)
+                for method, batch in zip(chosen, batches(logits), strict=True)
             ]
-            return jax_ls.mean(jax.lax.switch(point["method"].astype(jnp.int32), losses)), logits
+            return jax_ls.mean(jax.lax.switch(number, losses)), logits
 
-        def batch_of(logits: jax.Array, memory: Any) -> Batch:
-            return Batch(logits, labels[rows], jnp.ones(rows.shape, bool), point["strength"], memory)
+        def batches(logits: jax.Array) -> list[Batch]:
+            """What each method sees of this step."""
+            where = jnp.ones(rows.shape, bool)
+            own = zip(strengths, memories, strict=True)
+            return [Batch(logits, labels[rows], where, strength, memory, rows) for strength, memory in own]
 
         grads, logits = jax.grad(loss, has_aux=True)(params)
         updates, state = rule.update(grads, state)
-        memories = [m.learn(x, batch_of(logits, x)) for m, x in zip(chosen, memories, strict=True)]
+        memories = [m.learn(x, batch) for m, x, batch in zip(chosen, memories, batches(logits), strict=True)]
         return (optax.apply_updates(params, updates), state, memories), None
 
     def epoch(carry: Any, key: jax.Array) -> tuple[Any, None]:
@@ -133,13 +140,18 @@ def scores(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """The columns of the tables, for one training."""
     cooled, temperatures = scaled(logits, labels)
     return {
-        "accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)),
+        "accuracy": jnp.mean(right(logits, labels).astype(jnp.float32)),
         "nll": calibration.negative_log_likelihood(logits, labels),
         "ece": calibration.expected_calibration_error(logits, labels),
         "temperature": jnp.exp(jnp.mean(jnp.log(temperatures))),
         "nll_scaled": calibration.negative_log_likelihood(cooled, labels),
         "ece_scaled": calibration.expected_calibration_error(cooled, labels),
     }
+
+
+def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 for each example whose likeliest class is its label, else 0; (n,)."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int8)
 
 
 def bins(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -158,6 +170,7 @@ def pooled(result: SweepResult, index: int, when: str) -> calibration.Reliabilit
 # Metric -> title, factor, digits after the point.
 COLUMNS = {
     "accuracy": ("accuracy %", 100, 2),
+    "gain": ("more than plain", 100, 2),
     "nll": ("NLL", 1, 3),
     "ece": ("ECE %", 100, 1),
     "temperature": ("T*", 1, 2),
@@ -165,29 +178,81 @@ COLUMNS = {
     "ece_scaled": ("ECE % at T*", 100, 1),
 }
 
-READ = (
-    "Mean ± standard error over the seeds. ECE: expected calibration error, 15 bins of equal width. T*: the "
-    "temperature of the best likelihood, fitted on one half of the held-out digits and applied to the other, and the "
-    "other way round. The held-out labels are clean."
+ERRORS = (
+    "± is the standard error over the seeds. Accuracy has a second one, over the held-out images, which are the same "
+    "in every run; of one seed it has that alone. The column “more than plain” is in points, paired by seed and by "
+    "image, with both errors too. Those of NLL and ECE leave the choice of images out."
 )
+SCALING = (
+    "ECE: expected calibration error, 15 bins of equal width. T*: the temperature of the best likelihood, fitted on "
+    "one half of the held-out images and applied to the other, and the other way round."
+)
+READ = f"{ERRORS} {SCALING} The held-out labels are clean."
+
+Statistics = dict[str, Any]
+"""Of a metric: mean, errors of that mean, None for one of a single run, and the runs."""
 
 
-def statistics(result: SweepResult, index: int, metrics: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Of one row: mean and standard error of each metric; None for an error of one seed, or a mean of none."""
+def statistics(result: SweepResult, index: int, metrics: Sequence[str]) -> dict[str, Statistics]:
+    """Of one row: mean, standard error and runs of each metric; None for an error of one seed, or a mean of none."""
 
-    def of(metric: str) -> dict[str, float | None]:
+    def of(metric: str) -> Statistics:
         values = {"mean": result.mean(metric)[index], "standard_error": result.standard_error(metric)[index]}
-        return {name: round(float(x), 6) if math.isfinite(x) else None for name, x in values.items()}
+        runs = result.metrics[metric][index].astype(float)
+        return {name: rounded(x) for name, x in values.items()} | {"runs": [rounded(x) for x in runs]}
 
     return {metric: of(metric) for metric in metrics}
 
 
-def cell(metric: str, values: dict[str, float | None], columns: Mapping[str, tuple[str, int, int]] = COLUMNS) -> str:
+def rounded(x: float) -> float | None:
+    return round(float(x), 6) if math.isfinite(x) else None
+
+
+def row(
+    result: SweepResult, index: int, plain: int, columns: Mapping[str, tuple[str, int, int]] = COLUMNS
+) -> dict[str, Statistics | None]:
+    """Of one row, every column: `statistics`, the error of accuracy over digits, the gain over the row `plain`."""
+    found: dict[str, Statistics | None] = dict(statistics(result, index, [x for x in columns if x != "gain"]))
+    accuracy = result.mean("accuracy")[index]
+    digits_count = result.metrics["right"].shape[-1]
+    found["accuracy"] = {**(found["accuracy"] or {}), "over_digits": rounded(binomial(accuracy, digits_count))}
+    found["gain"] = None if index == plain else gain(result.metrics["right"][index], result.metrics["right"][plain])
+    return {column: found[column] for column in columns}
+
+
+def binomial(share: float, count: int) -> float:
+    """Standard error of the share of `count` independent examples."""
+    return math.sqrt(share * (1 - share) / count)
+
+
+def gain(ours: np.ndarray, theirs: np.ndarray) -> Statistics:
+    """Accuracy less another, of answers (seeds, digits), and its errors over the paired seeds and digits."""
+    apart = ours.astype(float) - theirs
+    over_seeds, over_digits = (standard_error(apart.mean(axis=axis)) for axis in (1, 0))
+    runs = [rounded(x) for x in apart.mean(axis=1)]
+    found = {"mean": apart.mean(), "standard_error": over_seeds, "over_digits": over_digits}
+    return {name: rounded(x) for name, x in found.items()} | {"runs": runs}
+
+
+def standard_error(x: np.ndarray) -> float:
+    """Of the mean of `x`; NaN for a single number."""
+    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+
+
+def cell(metric: str, values: Statistics | None, columns: Mapping[str, tuple[str, int, int]] = COLUMNS) -> str:
     _, factor, places = columns[metric]
-    mean, error = values["mean"], values["standard_error"]
-    if mean is None:
+    return in_figures(values, factor, places, "+" if metric == "gain" else "")
+
+
+def in_figures(values: Statistics | None, factor: int, places: int, sign: str = "") -> str:
+    """Mean ± each of its errors; `sign` "+" writes the plus of positive numbers."""
+    if values is None:
+        return ""
+    if values["mean"] is None:
         return "diverged"
-    return f"{factor * mean:.{places}f}" + ("" if error is None else f" ± {factor * error:.{places}f}")
+    errors = (values.get(name) for name in ("standard_error", "over_digits"))
+    spread = "".join(f" ± {factor * error:.{places}f}" for error in errors if error is not None)
+    return f"{factor * values['mean']:{sign}.{places}f}{spread}"
 
 
 def settings(args: Namespace, data: Data) -> dict[str, Any]:
@@ -206,7 +271,7 @@ def settings(args: Namespace, data: Data) -> dict[str, Any]:
 def in_words(args: Namespace, data: Data) -> str:
     seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
     return (
-        f"{data.source}: {len(data.labels):,} digits to train on, {len(data.test_labels):,} held out. Network "
+        f"{data.source}: {len(data.labels):,} images to train on, {len(data.test_labels):,} held out. Network "
         f"{NETWORK}, Adam {RATE:g}, batches of {BATCH}, {args.epochs} epochs, {seeds}. {READ}"
     )
 
@@ -225,7 +290,7 @@ def kept(args: Namespace) -> str:
     return "" if args.out is None else f"; finished trainings stay in --out {args.out}"
 
 
-def parser_of(prog: str, about: tuple[str, str], seeds: int) -> OneLineParser:
+def parser_of(prog: str, about: tuple[str, str], seeds: int, epochs: int = 30) -> OneLineParser:
     """A parser of the flags that all these studies take; `about` is a description and examples of commands."""
     parser = OneLineParser(prog=prog, description=about[0], epilog=about[1])
     add = parser.add_argument
@@ -237,18 +302,18 @@ def parser_of(prog: str, about: tuple[str, str], seeds: int) -> OneLineParser:
     )
     add("--train", type=COUNT, metavar="N", help="digits to train on (default 4000)")
     add("--seeds", type=COUNT, metavar="N", help=f"trainings of each setting (default {seeds})")
-    add("--epochs", type=COUNT, metavar="N", help="passes over the data (default 30)")
+    add("--epochs", type=COUNT, metavar="N", help=f"passes over the data (default {epochs})")
     add("--batch", type=COUNT, metavar="N", default=40, help="trainings at a time (default 40)")
     add("--quick", action="store_true", help="1,000 digits, 1 seed and 8 epochs unless said otherwise")
     add("--out", type=directory, metavar="DIR", help="write tables and pictures here, and continue from here")
-    parser.set_defaults(usual_seeds=seeds)
+    parser.set_defaults(usual_seeds=seeds, usual_epochs=epochs)
     return parser
 
 
 def command(parser: OneLineParser, run: Callable[[Namespace], None], argv: Sequence[str] | None) -> None:
     """Whatever the user got wrong ends in one line and exit code 2."""
     args = parser.parse_args(argv)
-    usual = {"train": 4000, "seeds": args.usual_seeds, "epochs": 30}
+    usual = {"train": 4000, "seeds": args.usual_seeds, "epochs": args.usual_epochs}
     for name, value in ({"train": 1000, "seeds": 1, "epochs": 8} if args.quick else usual).items():
         setattr(args, name, getattr(args, name) or value)
     with parser.reporting(kept(args)), claimed(args.out):

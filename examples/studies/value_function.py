@@ -83,7 +83,7 @@ METHODS = {
     "HL-Gauss": Method(BINS, lambda z, t, s: jax_ls.cross_entropy(z, hl_gauss(t, s, padding=PADDING)), expected_value),
 }
 # Okabe and Ito's colours, told apart by all common kinds of colour vision.
-COLOURS = {"squared error": "#000000", "two-hot": "#0072B2", "HL-Gauss": "#D55E00"}
+LOOKS = {"squared error": ("#000000", "o"), "two-hot": ("#0072B2", "^"), "HL-Gauss": ("#D55E00", "s")}
 
 
 def network(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -176,6 +176,11 @@ def mean_and_error(errors: np.ndarray) -> tuple[float, float]:
     return float(errors.mean()), float(errors.std(ddof=1) / len(errors) ** 0.5) if len(errors) > 1 else 0.0
 
 
+def in_digits(errors: np.ndarray) -> list[float]:
+    """Of each seed, for JSON."""
+    return errors.astype(float).round(5).tolist()
+
+
 def scores(trained: dict[str, tuple[np.ndarray, np.ndarray]], table_errors: np.ndarray) -> list[dict[str, Any]]:
     """Errors a fifth of the way and at the end; a row for each setting and method."""
     rows = []
@@ -185,9 +190,11 @@ def scores(trained: dict[str, tuple[np.ndarray, np.ndarray]], table_errors: np.n
                 mean_and_error(errors[i, :, at]) for at in (POINTS // 5 - 1, -1)
             )
             row = {"setting": setting, "method": method, "early": early, "early_standard_error": early_error}
-            rows.append(row | {"last": last, "last_standard_error": last_error})
+            end = {"last": last, "last_standard_error": last_error, "runs": in_digits(errors[i, :, -1])}
+            rows.append(row | end)
         mean, error = mean_and_error(table_errors[i])
-        rows.append({"setting": setting, "method": "mean of each state", "last": mean, "last_standard_error": error})
+        row = {"setting": setting, "method": "mean of each state", "last": mean, "last_standard_error": error}
+        rows.append(row | {"runs": in_digits(table_errors[i])})
     return rows
 
 
@@ -214,15 +221,19 @@ def draw(path: Path, lake: Lake, trained: dict[str, tuple[np.ndarray, np.ndarray
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     curves, maps = halves
     x = np.arange(1, POINTS + 1) * (steps // POINTS)
-    for i, (setting, axes) in enumerate(zip(SETTINGS, curves.subplots(1, len(SETTINGS)), strict=True)):
+    charts = curves.subplots(1, len(SETTINGS), sharey=True)
+    for i, (setting, axes) in enumerate(zip(SETTINGS, charts, strict=True)):
         for name, (errors, _) in trained.items():
-            mean, spread = errors[i].mean(axis=0), errors[i].std(axis=0) / len(errors[i]) ** 0.5
-            axes.plot(x, mean, color=COLOURS[name], label=name)
-            axes.fill_between(x, mean - spread, mean + spread, color=COLOURS[name], alpha=0.2, lw=0)
-        axes.set(title=setting, xlabel="updates", ylabel="" if i else "RMSE / reward", xlim=(0, None), ylim=(0, None))
+            colour, marker = LOOKS[name]
+            mean, spread = np.array([mean_and_error(column) for column in errors[i].T]).T
+            axes.plot(x, mean, color=colour, marker=marker, ms=4, label=name)
+            band = "± standard error over seeds" if name == "HL-Gauss" else None
+            axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0, label=band)
+        axes.set(title=setting, xlabel="updates", ylabel="" if i else "RMSE / reward", xlim=(0, None))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    curves.axes[0].legend(edgecolor="none", framealpha=0.85)
+    charts[0].set_ylim(0, None)
+    charts[0].legend(edgecolor="none", framealpha=0.85)
 
     shown = list(SETTINGS).index("noise ±1")
     pictures = {"true values": lake.values} | {name: values[shown, 0] for name, (_, values) in trained.items()}

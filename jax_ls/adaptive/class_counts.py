@@ -34,8 +34,8 @@ def label_aware(
     """Returns ε by class frequency: the labels of frequent classes are smoothed most, those of rare ones least.
 
     ε_k = ε_tail + (ε_head − ε_tail) f(x_k), x_k = (N_k − N_min) / (N_max − N_min). If all classes are equally frequent,
-    x_k = 1. On long tails a model is surest of the head. Training on `logits + priors.logit_adjustment(counts)` goes
-    with it.
+    x_k = 1. On long tails a model is surest of the head. With `logits + priors.logit_adjustment(counts)` the prior has
+    to be the class frequencies, `priors.unigram(counts, pseudo_count=0)`: a uniform one undoes the adjustment.
 
     Args:
       labels: y, integers (*batch,).

@@ -86,7 +86,7 @@ def plot_targets(
 
 
 def plot_reliability(bins: Reliability, *, ax: Axes | None = None) -> Axes:
-    """Draws accuracy against confidence: each bin's gap from the diagonal, and above it the bin's count.
+    """Draws accuracy against confidence: each bin's gap from the diagonal, and above it the bin's count, logarithmic.
 
     Args:
       bins: the result of `calibration.reliability`.
@@ -133,7 +133,7 @@ def plot_confidence(
 ) -> Axes:
     """Draws a histogram of confidence, its mean (dashed) and the accuracy (solid).
 
-    Several models may be drawn on the same axes.
+    Several models may be drawn on the same axes. Each has a color and a marker of its own.
 
     Args:
       bins: the result of `calibration.reliability`; with `num_bins=50` the histogram shows more detail.
@@ -159,7 +159,8 @@ def plot_confidence(
     """
     edges, count, _, _ = _arrays_of(bins)
     axes = new_axes(ax, (5.2, 3.6))
-    color = color or COLORS[len(axes.patches) // 2 % len(COLORS)]
+    models = len(axes.patches) // 2
+    color, marker = color or COLORS[models % len(COLORS)], MARKERS[models % len(MARKERS)]
     total = max(count.sum(), 1)
     axes.stairs(count / total, edges, fill=True, color=color, alpha=0.3, lw=0)
     mean, right = float(np.sum(bins.confidence_sum)) / total, float(np.sum(bins.correct)) / total
@@ -167,10 +168,12 @@ def plot_confidence(
     axes.stairs(count / total, edges, color=color, lw=1.4)
     missing = _missing(bins)
     if missing:
-        axes.plot([], [], color=color, lw=1.6, label=f"{name}{missing}")
+        axes.plot([], [], color=color, marker=marker, lw=1.6, label=f"{name}{missing}")
     else:
-        axes.axvline(mean, color=color, ls="--", lw=1.6, label=f"{name}mean confidence {mean:.1%}")
-        axes.axvline(right, color=color, ls="-", lw=1.6, label=f"{name}accuracy {right:.1%}")
+        # From the bottom of the axes to the top, where the marker is.
+        style = {"transform": axes.get_xaxis_transform(), "color": color, "marker": marker, "markevery": [1]}
+        for x, line, text in ((mean, "--", "mean confidence"), (right, "-", "accuracy")):
+            axes.plot([x, x], [0, 1], ls=line, lw=1.6, label=f"{name}{text} {x:.1%}", clip_on=False, **style)
     axes.set(xlabel="confidence", ylabel="share of the predictions", xlim=(0, 1))
     finish(axes)
     return axes
@@ -181,8 +184,10 @@ def plot_sweep(
 ) -> Axes:
     """Draws a metric against ε: mean over seeds, its standard error, a dot for each run, a ring around the best mean.
 
+    Crosses on the ε axis say where runs diverged. The other runs of that ε make its mean.
+
     Args:
-      result: the result of `sweeps.sweep` over one parameter, ε or another. Runs that diverged are left out.
+      result: the result of `sweeps.sweep` over one parameter, ε or another.
       metric: the name of a metric with one number per run. If None, `result.metric`, or the only such metric.
         The ring, around `result.best`, is drawn only for `result.metric`.
       label: name of the curve in the legend.
@@ -214,6 +219,13 @@ def plot_sweep(
     if runs.shape[-1] > 1:
         axes.plot(
             values[order], np.where(np.isfinite(runs), runs, np.nan)[order], ".", color=color, alpha=0.3, ms=5, mew=0
+        )
+    lost = ~np.isfinite(runs).all(axis=-1)
+    if lost.any():
+        crosses = {"marker": "x", "ls": "none", "mew": 2, "ms": 8, "clip_on": False, "zorder": 3}
+        text = f"{np.sum(~np.isfinite(runs))} runs diverged"
+        axes.plot(
+            values[lost], 0 * values[lost], transform=axes.get_xaxis_transform(), color=color, label=text, **crosses
         )
     best = result.best_index
     if metric == result.metric and best is not None:
@@ -272,6 +284,6 @@ def _counts(axes: Any, left: np.ndarray, width: np.ndarray, count: np.ndarray) -
         place = {"textcoords": "offset points", "ha": "center", "va": "bottom", "rotation": 90 if narrow else 0}
         top.annotate(text, (x, n), (0, 2), fontsize=6.5, **place)
     # Room for the numbers, which take the place of ticks.
-    top.set(ylabel="count", ylim=(0.5, max(count.max(initial=1), 10) ** 1.5))
+    top.set(ylabel="count\n(log)", ylim=(0.5, max(count.max(initial=1), 10) ** 1.5))
     top.tick_params(left=False, labelleft=False, labelbottom=False, which="both")
     top.spines[["top", "right", "left"]].set_visible(False)

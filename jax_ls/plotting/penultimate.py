@@ -22,8 +22,9 @@ def penultimate_projection(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns features and the templates of three classes, projected to the plane through the templates.
 
-    The coordinates are x·e₁ and x·e₂, where e₁ and e₂ are an orthonormal basis of the span of w₁ − w₀ and w₂ − w₀. With
-    a bias, the templates are (w_k, b_k) and the features (x, 1), so that their product is the logit.
+    The coordinates are x·e₁ and x·e₂, where e₁ and e₂ are an orthonormal basis of the span of w₁ − w₀ and w₂ − w₀. e₁
+    points from w₀ to w₁, and e₂ to the side of w₂: pictures of several models have the same orientation. With a bias,
+    the templates are (w_k, b_k) and the features (x, 1), so that their product is the logit.
 
     Args:
       features: inputs of the last layer, (N, D).
@@ -57,7 +58,8 @@ def penultimate_projection(
     if len(w) < 2:
         raise ValueError(f"features: expected D of at least 2, or a bias, got {checks.describe(x)}")
     three = w[:, _three(classes, w.shape[1])].T
-    basis, _ = np.linalg.qr((three[1:] - three[0]).T)
+    basis, triangle = np.linalg.qr((three[1:] - three[0]).T)
+    basis = basis * np.where(np.diag(triangle) < 0, -1, 1)
     centre = three.mean(axis=0)
     return (x - centre) @ basis, (three - centre) @ basis
 
@@ -115,8 +117,7 @@ def plot_penultimate(
         style = {"color": color, "marker": marker, "s": 16, "alpha": 0.55, "linewidths": 0}
         axes.scatter(*points[y == k].T, label=name, **style)
     axes.plot([], [], ":", color="0.4", label="towards the template")
-    unit = "units of the features"
-    axes.set(title="Penultimate layer", xlabel=f"in the templates' plane ({unit})", ylabel=f"across it ({unit})")
+    axes.set(title="Penultimate layer", xlabel="first axis of the templates' plane", ylabel="second axis")
     axes.set_aspect("equal", adjustable="datalim")
     finish(axes)
     return axes

@@ -72,7 +72,8 @@ def logit_adjustment(
     """Returns τ log π_k, π_k = N_k / Σ N: what is added to the logits in training on classes of unequal frequency.
 
     The loss of `logits + logit_adjustment(counts)` makes the plain logits rank classes as if they were equally
-    frequent; keep the addition out of prediction. Or train plainly and subtract it there.
+    frequent; keep the addition out of prediction. Or train plainly and subtract it there. Smooth adjusted logits
+    towards π, `unigram(counts, pseudo_count=0)`, which is what they say at z = 0.
 
     Args:
       counts: N, (K,) numbers > 0, of any size. May be traced; NaN there if not positive.
