@@ -3,7 +3,6 @@
 import ast
 import doctest
 import importlib
-import importlib.metadata
 import inspect
 import pathlib
 import re
@@ -132,10 +131,6 @@ def test_without_flax_the_message_names_the_extra(monkeypatch):
     monkeypatch.delattr(jax_ls, "nnx", raising=False)
     with pytest.raises(ImportError, match=r'pip install "jax_ls\[flax\]"'):
         _ = jax_ls.nnx
-
-
-def test_the_version_is_that_of_the_package():
-    assert importlib.metadata.version("jax_ls") == jax_ls.__version__
 
 
 def test_the_package_is_typed():
