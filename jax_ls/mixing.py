@@ -1,7 +1,9 @@
 """Batches whose inputs are mixed in pairs, with the labels of both: mixup and CutMix.
 
-images, target = mixing.cutmix(key, images, labels)
-losses = cross_entropy(model(images), smooth(target, 0.1))
+    images, target = mixing.cutmix(key, images, labels)
+    losses = cross_entropy(model(images), smooth(target, 0.1))
+
+Both return a `Mixed`, which unpacks like that.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     loss = cross_entropy(logits, labels) + 0.1 * penalties.max_suppression(logits)
 
-Each is a formula over `jax_ls.logits.Logits`, and takes the options of `cross_entropy`, except `ignore_index` and
+Each is a formula over `Logits`, and takes the options of `cross_entropy`, except `ignore_index` and
 `class_weights`, which need labels.
 """
 

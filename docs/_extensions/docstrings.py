@@ -105,7 +105,13 @@ def constructor(app: Sphinx, what: str, name: str, thing: object, *_: object) ->
     return str(inspect.Signature(parameters)), None
 
 
+def skip_fields(app: Sphinx, what: str, name: str, thing: object, *_: object) -> bool | None:
+    """The fields of a named tuple are in the docstring of its class; Python's own words for them say nothing."""
+    return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field") else None
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("autodoc-process-docstring", translate)
     app.connect("autodoc-process-signature", constructor)
+    app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True}

@@ -1,8 +1,8 @@
 """Losses that correct for wrong labels, and functions that make wrong labels.
 
-`jax_ls.noise.labels` defines the two rates of noise, e (`flip_rate`) and α (`resample_rate`). Each loss takes the
-options of `cross_entropy`, except `class_weights`.
-Those of `losses.py` know how labels go wrong, those of `robust.py` do not ask.
+There are two rates of noise: e (`flip_rate`) is the share of labels that are wrong, and α (`resample_rate`) the share
+drawn anew from all classes, α = e K/(K−1). Each loss takes the options of `cross_entropy`, except `class_weights`.
+`generalized_cross_entropy`, `symmetric_cross_entropy` and `early_learning` need no rate.
 """
 
 from jax_ls.noise.labels import disturb_labels, flip_labels, optimal_smoothing
