@@ -71,7 +71,12 @@ def test_error_messages_are_those_of_the_page():
 
 
 @pytest.mark.parametrize(
-    "command", ['pip install -e ".[examples]" && python examples/mnist.py', 'pip install -e ".[test]" && pytest']
+    "command",
+    [
+        'pip install -e ".[examples]" && python examples/mnist.py',
+        'pip install -e ".[test]" && pytest',
+        'pip install -e ".[docs]" && sphinx-build -W -c docs . build/site',
+    ],
 )
 def test_readme_commands_stand_alone(command):
     assert f"\n{command}\n" in (ROOT / "README.md").read_text()
