@@ -17,6 +17,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,3 +26,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("laws", derandomize=True, deadline=None, database=None, max_examples=40)
 hypothesis.settings.load_profile("laws")
+
+
+def pytest_collection_modifyitems(items):
+    """XLA on CPU writes copies of the logits out before jaxlib 0.10.2, and a test of memory would count them."""
+    if jax.__version_info__ < (0, 10, 2):
+        for item in items:
+            if item.get_closest_marker("memory"):
+                item.add_marker(pytest.mark.skip(reason="memory is that of jaxlib 0.10.2 and newer"))

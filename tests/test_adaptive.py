@@ -228,6 +228,7 @@ def compiled(name, step, dtype="float32"):
     return jax.jit(step(loss)).lower(*shapes).compile()
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("step", [jax.value_and_grad, lambda loss: loss])
 @pytest.mark.parametrize("name", RULES)
 def test_no_temporaries_of_the_size_of_the_logits(name, step):

@@ -30,6 +30,7 @@ def temporaries(loss, tokens, features, classes, dtype="float32", transposed=Fal
     return step.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize(("tokens", "features", "classes", "share"), [(4096, 512, 32000, 12), (2048, 256, 128000, 16)])
 def test_temporaries_are_a_small_part_of_those_of_written_out_logits(tokens, features, classes, share):
     ours = temporaries(chunked, tokens, features, classes)

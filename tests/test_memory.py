@@ -58,17 +58,20 @@ def residuals(loss, dtype):
     return sum(x.size * x.dtype.itemsize for x in kept) / z.size / z.dtype.itemsize
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("name", [*OPTIONS, "sparse"])
 def test_no_temporaries_of_the_size_of_the_logits(name):
     assert temporaries(value_and_gradient(ours(name)), jnp.float32) <= 0.02
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("name", ["uniform", "others", "prior", "prior others", "z_loss", "class_weights", "sparse"])
 def test_nor_in_the_loss_alone(name):
     """XLA on CPU writes z − max out as soon as two sums share it."""
     assert temporaries(ours(name), jnp.float32) <= 0.02
 
 
+@pytest.mark.memory
 def test_no_temporaries_with_epsilon_differentiated_too():
     def loss(z, epsilon):
         return smoothed_cross_entropy(z, LABELS, epsilon, prior=PRIOR, spread="others").mean()

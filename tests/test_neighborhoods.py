@@ -88,6 +88,7 @@ def test_void_pixels_have_no_vote():
     np.testing.assert_allclose(q[5, 5], [1, 0, 0], atol=1e-6)
 
 
+@pytest.mark.memory
 def test_nothing_of_the_size_of_the_logits_is_held():
     """Nine entries a pixel, whatever K is."""
     shape, classes = (64, 64), 400

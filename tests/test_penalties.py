@@ -227,6 +227,7 @@ FUSED = {
 }
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("name", FUSED)
 def test_nothing_of_the_size_of_the_logits_is_kept_or_written(name):
     def loss(z):
