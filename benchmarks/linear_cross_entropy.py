@@ -202,65 +202,71 @@ def tokamax_loss() -> dict[str, Loss]:
     return {"tokamax, not smoothed": lambda hidden, kernel, labels: fused(hidden, labels, kernel, reduction="mean")}
 
 
+def cost(device: str, loss: Loss, shape: tuple[int, int, int], dtype: str) -> Any:
+    """Figures of value and gradients in hidden and kernel, for one device."""
+    compile_for = importlib.import_module("compile_for")
+    place, (tokens, features, classes) = compile_for.devices(device)[0], shape
+    shapes = ((tokens, features), dtype), ((features, classes), dtype), ((tokens,), "int32")
+    return compile_for.figures(jax.value_and_grad(loss, (0, 1)), *(compile_for.array(*x, place) for x in shapes))
+
+
+def cost_on_mesh(topology: str, program: str, layout: str, shape: tuple[int, int, int], dtype: str) -> tuple[Any, int]:
+    """Figures of the same for eight devices, each with the tokens of `shape`, and the bytes that a device sends."""
+    compile_for = importlib.import_module("compile_for")
+    devices, (tokens, features, classes) = np.array(compile_for.devices(topology)), shape
+    names, sizes, spec = MESHES[layout]
+    axis_type = AxisType.Explicit if "Explicit" in program else AxisType.Auto
+    mesh = Mesh(devices.reshape(sizes), names, axis_types=(axis_type,) * len(names))
+    by_token, laid = NamedSharding(mesh, PartitionSpec("data", None)), NamedSharding(mesh, spec)
+    arguments = [
+        compile_for.array((len(devices) * tokens, features), dtype, by_token),
+        compile_for.array((features, classes), dtype, laid),
+        compile_for.array((len(devices) * tokens,), "int32", NamedSharding(mesh, PartitionSpec("data"))),
+    ]
+    loss: Loss = one_hot
+    if program != "plain":
+        named = {"hidden_spec": by_token.spec, "kernel_spec": spec} if program == "Auto" else {}
+        plan = "tokens" if "chunks" in program else "classes"
+        loss = functools.partial(smoothed, plan=plan, **named)
+    whole = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(whole, (by_token, laid)))
+    with jax.set_mesh(mesh):
+        found = compile_for.figures(step, *arguments)
+    sent = sum(x.bytes * (sizes[0] if kind == "reduce-scatter" else 1) for kind, x in found.collectives.items())
+    return found, sent
+
+
 def compiled_rows(device: str, shapes: list[tuple[int, int, int]], dtype: str, only: list[str]) -> list[list[str]]:
     """Programs for one device: temporaries and cycles, and their ratios to optax's one-hot route."""
-    compile_for = importlib.import_module("compile_for")
-    place = compile_for.devices(device)[0]
     rows = []
-    for tokens, features, classes in shapes:
-        arguments = [
-            compile_for.array((tokens, features), dtype, place),
-            compile_for.array((features, classes), dtype, place),
-            compile_for.array((tokens,), "int32", place),
-        ]
+    for shape in shapes:
         base = None
         for name, loss in (COMPILED_LOSSES | tokamax_loss()).items():
             if only and not any(word in name for word in [*only, "one-hot"]):
                 continue
+            row = [device, "×".join(map(str, shape)), name]
             try:
-                found = compile_for.figures(jax.value_and_grad(loss, (0, 1)), *arguments)
+                found = cost(device, loss, shape, dtype)
             except Exception as error:  # a peer that a compiler refuses
-                rows.append(
-                    [device, f"{tokens}×{features}×{classes}", name, str(error).splitlines()[0][:60], "", "", ""]
-                )
+                rows.append([*row, str(error).splitlines()[0][:60], "", "", ""])
                 continue
             base = base or found
-            row = [device, f"{tokens}×{features}×{classes}", name, f"{found.temporaries / 2**20:.0f}"]
-            row += [f"{found.temporaries / base.temporaries:.3f}"]
+            row += [f"{found.temporaries / 2**20:.0f}", f"{found.temporaries / base.temporaries:.3f}"]
             row += [f"{found.cycles / 1e6:.1f}", f"{found.cycles / base.cycles:.2f}"] if found.cycles else ["", ""]
             rows.append(row)
             print("| " + " | ".join(row) + " |", file=sys.stderr, flush=True)
     return rows
 
 
-def mesh_rows(device: str, tokens: int, features: int, classes: int, dtype: str) -> list[list[str]]:
+def mesh_rows(topology: str, shape: tuple[int, int, int], dtype: str) -> list[list[str]]:
     """Programs for eight devices: temporaries, bytes sent and cycles, and their ratios to the plain route."""
-    compile_for = importlib.import_module("compile_for")
-    devices = np.array(compile_for.devices(device))
     rows = []
-    for layout, (names, sizes, spec) in MESHES.items():
+    for layout in MESHES:
         base = None
-        for how in ("plain", "Auto", "Explicit", "Explicit, token chunks"):
-            axis_type = AxisType.Explicit if "Explicit" in how else AxisType.Auto
-            mesh = Mesh(devices.reshape(sizes), names, axis_types=(axis_type,) * len(names))
-            by_token, laid = NamedSharding(mesh, PartitionSpec("data", None)), NamedSharding(mesh, spec)
-            arguments = [
-                compile_for.array((len(devices) * tokens, features), dtype, by_token),
-                compile_for.array((features, classes), dtype, laid),
-                compile_for.array((len(devices) * tokens,), "int32", NamedSharding(mesh, PartitionSpec("data"))),
-            ]
-            loss: Loss = one_hot
-            if how != "plain":
-                named = {"hidden_spec": by_token.spec, "kernel_spec": spec} if how == "Auto" else {}
-                plan = "tokens" if "chunks" in how else "classes"
-                loss = functools.partial(smoothed, plan=plan, **named)
-            whole = NamedSharding(mesh, PartitionSpec())
-            step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(whole, (by_token, laid)))
-            with jax.set_mesh(mesh):
-                found = compile_for.figures(step, *arguments)
-            sent = sum(x.bytes * (sizes[0] if kind == "reduce-scatter" else 1) for kind, x in found.collectives.items())
+        for program in ("plain", "Auto", "Explicit", "Explicit, token chunks"):
+            found, sent = cost_on_mesh(topology, program, layout, shape, dtype)
             base = base or (found, sent)
-            row = [device, layout, how, f"{found.temporaries / 2**20:.0f}"]
+            row = [topology, layout, program, f"{found.temporaries / 2**20:.0f}"]
             row += [f"{found.temporaries / base[0].temporaries:.3f}", f"{sent / 2**20:.0f}", f"{sent / base[1]:.2f}"]
             row += [f"{found.cycles / 1e6:.1f}", f"{found.cycles / base[0].cycles:.2f}"] if found.cycles else ["", ""]
             rows.append(row)
@@ -283,7 +289,7 @@ def print_compiled(devices: list[str], shapes: list[tuple[int, int, int]], dtype
         "cycles M",
         "of plain",
     ]
-    if rows := [row for device in devices if ":" in device for row in mesh_rows(device, *shapes[0], dtype)]:
+    if rows := [row for device in devices if ":" in device for row in mesh_rows(device, shapes[0], dtype)]:
         print(table(header, rows) + "\n")
     print(f"{dtype}; jax {jax.__version__}, optax {optax.__version__}")
 
