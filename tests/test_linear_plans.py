@@ -296,3 +296,10 @@ def test_bad_input_raises_at_once_by_name(name):
     arguments = {"hidden": HIDDEN, "kernel": KERNEL, "target": LABELS} | given
     with pytest.raises((AssertionError, TypeError, ValueError, NameError), match=word):
         linear_cross_entropy(**arguments)
+
+
+def test_a_block_larger_than_all_classes_is_refused():
+    classes = KERNEL.shape[1]
+    with pytest.raises(ValueError, match=f"block_size: expected at most the {classes} classes of a device"):
+        linear_cross_entropy(HIDDEN, KERNEL, LABELS, plan="classes", block_size=classes + 1)
+    linear_cross_entropy(HIDDEN, KERNEL, LABELS, plan="classes", block_size=classes)

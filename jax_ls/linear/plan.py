@@ -56,7 +56,9 @@ def block_sizes(features: int, classes: int, parts: int, size: int | None) -> tu
     least: a CPU takes twice as long over 128. About D, 4096 at least, on TPU, whose compiler expects fewer cycles then.
     """
     if size is not None:
-        within = min(-(-checks.check_size("block_size", size) // parts), classes)
+        if checks.check_size("block_size", size) > parts * classes:
+            raise ValueError(f"block_size: expected at most the {parts * classes} classes of a device, got {size}")
+        within = -(-size // parts)
         return within, within
     elsewhere = max(512, features // 2 // 128 * 128)
     fewest = max(4096, features // 128 * 128)
