@@ -45,7 +45,7 @@ def test_every_page_is_in_the_table_of_contents():
 
 
 def test_the_table_of_options_is_that_of_the_signatures():
-    text = (DOCS / "shared-options.md").read_text()
+    text = (DOCS / "shared-options.md").read_text().replace("<wbr>", "")  # where a long name may break
     header, *rows = re.findall(r"^\| (?=loss \||`[\w.]+`[^|]*\|(?: ✓? ?\|){9})(.*) \|$", text, re.MULTILINE)
     options = [cell.strip().split(", ") for cell in header.split("|")[1:]]
     assert len(rows) > 10
