@@ -171,7 +171,14 @@ def plot_confidence(
         axes.plot([], [], color=color, marker=marker, lw=1.6, label=f"{name}{missing}")
     else:
         # From the bottom of the axes to the top, where the marker is.
-        style = {"transform": axes.get_xaxis_transform(), "color": color, "marker": marker, "markevery": [1]}
+        style = {
+            "transform": axes.get_xaxis_transform(),
+            "color": color,
+            "marker": marker,
+            "mfc": "none",
+            "ms": 8,
+            "markevery": [1],
+        }
         for x, line, text in ((mean, "--", "mean confidence"), (right, "-", "accuracy")):
             axes.plot([x, x], [0, 1], ls=line, lw=1.6, label=f"{name}{text} {x:.1%}", clip_on=False, **style)
     axes.set(xlabel="confidence", ylabel="share of the predictions", xlim=(0, 1))
@@ -218,7 +225,7 @@ def plot_sweep(
     axes.errorbar(values[order], mean[order], yerr=error[order], label=name, **style)
     if runs.shape[-1] > 1:
         axes.plot(
-            values[order], np.where(np.isfinite(runs), runs, np.nan)[order], ".", color=color, alpha=0.3, ms=5, mew=0
+            values[order], np.where(np.isfinite(runs), runs, np.nan)[order], ".", color=color, alpha=0.5, ms=6, mew=0
         )
     lost = ~np.isfinite(runs).all(axis=-1)
     if lost.any():
