@@ -203,7 +203,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Instructions that name arrays or call others, and move nothing themselves.
 _MOVES_NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "copy-start", "copy-done"}
 _MOVES_NOTHING |= {"while", "call", "conditional", "async-start", "async-update", "async-done"}
-_TAKES_PART = {"gather", "dynamic-slice"}
+_TAKES_PART = {"gather", "dynamic-slice", "slice"}
 
 
 @dataclass(frozen=True)
@@ -302,6 +302,9 @@ class _Program:
                     size = large(user.shape)
                 else:
                     size = taken(user.name) if user.op in ("convert", "bitcast") else None
+                    if size is not None:
+                        # In the bytes of what lies in memory, not of what it is converted to.
+                        size = size * _item_bytes(body[name].shape) // _item_bytes(user.shape)
                 if size is None:
                     return None
                 total += size
@@ -330,6 +333,12 @@ def _parse(line: str) -> _Instruction:
     assert match is not None
     is_root, name, shape, op, rest = match.groups()
     return _Instruction(name, shape, op, tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0])), line, bool(is_root))
+
+
+def _item_bytes(shape: str) -> int:
+    """Bytes of one element of an array."""
+    count, size = next(_arrays(shape))
+    return size // count
 
 
 def _arrays(shape: str) -> Iterator[tuple[int, int]]:

@@ -213,7 +213,7 @@ class Restricted(Target):
         probs = self.target.probs_on(replace(axis, where=None))
         exists = axis.kept(self.class_where)
         ndim = max(probs.ndim, exists.ndim)
-        return jnp.where(align(exists, ndim), align(probs, ndim), 0) / align(self._mass(axis)[..., None], ndim)
+        return jnp.where(align(exists, ndim), align(probs, ndim), 0) / align(self._mass(axis.apart())[..., None], ndim)
 
     def _kept(self, axis: ClassAxis) -> ClassAxis:
         """Returns an axis on which classes that are not kept have weight 0, so that their mass does not count."""

@@ -133,6 +133,22 @@ class ClassAxis:
         size = checks.check_size("num_classes", self.size)
         return jnp.asarray(size * self.num_devices, jnp.result_type(float))
 
+    def row_count(self) -> Array:
+        """Returns `count()` for a formula: like `mass`, it may come out of a pass over the logits."""
+        return self.count() if self.where is None else self.mass(self.where)
+
+    def mass(self, q: Array) -> Array:
+        """Returns Σ_k q_k over all devices, for real numbers or booleans (*batch, K) or (K,).
+
+        A loss takes it in its pass over the logits. So no weights in such a pass can be made of it: see `apart`.
+        """
+        dtype = jnp.result_type(float) if q.dtype == jnp.bool_ else checks.wide(q.dtype)
+        return fences.end_of_sum(self.psum(jnp.sum(q, axis=-1, dtype=dtype)))
+
+    def apart(self) -> ClassAxis:
+        """Returns the same axis, none of whose sums comes out of a pass over the logits."""
+        return ClassAxis(self.size, self.where, self.rows, self.weights, self.class_axis_name, self.sharding)
+
     def uniform(self) -> Array:
         """Returns 1/K over the classes that exist: (K,), or (*batch, K) where they differ by example.
 
@@ -145,26 +161,26 @@ class ClassAxis:
 
     def mean(self, values: Array | None) -> Array:
         """Returns the mean over the classes that exist of w_k v_k; of w_k if `values` is None."""
+        if self.weights is None and self.where is None:
+            return jnp.ones(()) if values is None else self.sum(values, None) / (values.shape[-1] * self.num_devices)
+        count = self.row_count()
         if self.weights is not None:
-            return self.dot(self.uniform(), values)
-        if values is None:
-            return jnp.ones(()) if self.where is None else self.count() / self.count()
-        if self.where is None:
-            return self.sum(values, None) / (values.shape[-1] * self.num_devices)
-        total = self.sum(values, self.where.astype(values.dtype))
-        return total / self.count().astype(total.dtype)
+            total = self.dot(self.exists(jnp.result_type(float)), values)
+        else:
+            total = count if values is None else self.sum(values, self.exists(values.dtype))
+        return total / count.astype(total.dtype)
 
     def dot(self, q: Array, values: Array | None) -> Array:
         """Returns Σ_k q_k w_k v_k over the classes that exist; Σ_k q_k w_k if `values` is None."""
         shown = [x for x in (q, self.where, self.weights) if x is not None]
         ndim = max(x.ndim for x in shown)
-        dtype = q.dtype if values is None else values.dtype
+        dtype = checks.wide(q.dtype) if values is None else values.dtype
         q = align(q, ndim).astype(dtype)
         if self.weights is not None:
             q = q * align(self.weights, ndim).astype(dtype)
         if self.where is not None:
             q = jnp.where(align(self.where, ndim), q, 0)
-        return fences.end_of_sum(self.psum(jnp.sum(q, axis=-1))) if values is None else self.sum(values, q)
+        return self.mass(q) if values is None else self.sum(values, q)
 
     def sum(self, values: Array, q: Array | None) -> Array:
         """Returns Σ_k q_k v_k of values (*batch, K), or Σ_k v_k if `q` is None. 0 · −inf is 0."""
@@ -186,25 +202,31 @@ class ClassAxis:
         if self.size is not None:
             known &= labels < self.size * self.num_devices
         if self.where is not None:
-            known &= self.take(self.where.astype(jnp.float32), labels) > 0
+            known &= self.take(self.where, labels) > 0
         if self.rows is not None:
             known |= ~self.rows[..., None]
         return known
 
     def take(self, values: Array, labels: Array) -> Array:
-        """Returns v_y at global labels (*batch, S), whichever device holds it; 0 where no device does."""
+        """Returns v_y at global labels (*batch, S), whichever device holds it; 0 where no device does.
+
+        A mask gives 1 and 0. It is gathered from as it is: XLA on TPU would write it out as numbers.
+        """
         index = labels - self.start
         held = (index >= 0) & (index < values.shape[-1])
         if class_axis_is_split(values):
             # A gather along a split axis is refused on an explicit mesh.
             classes = align(jnp.arange(values.shape[-1], dtype=index.dtype), index.ndim + 1)
             hit = index[..., None] == classes
+            values = values.astype(jnp.float32) if values.dtype == jnp.bool_ else values
             return jnp.sum(jnp.where(hit, align(values[..., None, :], hit.ndim), 0), axis=-1)
         if values.ndim == 1:
             taken = look_up(values, index)
         else:
             index = jnp.clip(index, 0, values.shape[-1] - 1)
             taken = jnp.take_along_axis(align(values, index.ndim), index, axis=-1, mode="clip")
+        if taken.dtype == jnp.bool_:
+            taken = taken.astype(jnp.float32)
         return self.psum(jnp.where(held, taken, 0))
 
     def columns(self, labels: Array) -> Array:

@@ -18,7 +18,7 @@ run the sums are NaN: a target whose weights depend on the logits would be NaN i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Scaled, Sum, Target
-from jax_ls.class_axis import AxisName, ClassAxis, align, class_axis_is_split, multiply, stand_in
+from jax_ls.class_axis import AxisName, ClassAxis, align, multiply, stand_in
 from jax_ls.row_sums import REMEMBERED, Pass, Sums, laid_like, pick, remembered, row_sums
 from jax_ls.targets import Dense, OneHot, Uniform
 
@@ -129,6 +129,15 @@ class _Wanted:
 
     names: set[str] = field(default_factory=set)
     weights: list[Array | None] = field(default_factory=list)
+    in_order: list[str] = field(default_factory=list)
+
+    def of_weights(self, kind: str, weights: Array | None) -> None:
+        """Adds a sum of weights. Those that came before, the same array, are read once for both."""
+        place = next((i for i, x in enumerate(self.weights) if x is weights), len(self.weights))
+        if place == len(self.weights):
+            self.weights.append(weights)
+        self.in_order.append(f"{kind} {place}")
+        self.names.add(self.in_order[-1])
 
 
 class Logits:
@@ -143,13 +152,19 @@ class Logits:
     """
 
     def __init__(
-        self, z: Array, narrow: Array, axis: ClassAxis, class_weights: Array | None, sums: Sums | None = None
+        self,
+        z: Array,
+        narrow: Array,
+        axis: ClassAxis,
+        class_weights: Array | None,
+        sums: Sums | None = None,
+        in_order: Iterable[str] = (),
     ) -> None:
         # z is wide and masked; `narrow` are the logits in their own dtype, from which single ones are gathered.
         self._z, self._narrow, self._class_weights, self._sums = z, narrow, class_weights, sums
         self._axis = _LogitsAxis(**vars(axis), logits=self)
         self._unknown = jnp.full_like(jnp.max(z, axis=-1, initial=-jnp.inf), jnp.nan)
-        self._wanted, self._answered = _Wanted(), 0
+        self._wanted, self._in_order = _Wanted(), iter(in_order)
         self.values = z - self.shift[..., None] if sums else z
 
     @property
@@ -187,7 +202,7 @@ class Logits:
     @property
     def num_classes(self) -> Array:
         """K, the number of classes that exist: () or (*batch,)."""
-        return self._axis.count().astype(self._z.dtype)
+        return self._axis.row_count().astype(self._z.dtype)
 
     def dot(self, q: Target) -> Array:
         """⟨q, z − max z⟩."""
@@ -213,11 +228,11 @@ class Logits:
         if isinstance(q, Uniform) and q.class_where is None and self._axis.where is None:
             (share,) = fences.unshared(1 / self.num_classes)
             return jnp.broadcast_to(share, (*self._z.shape[:-1], 1))
-        return align(q.probs_on(self._axis).astype(self._z.dtype), self._z.ndim)
+        return align(q.probs_on(self._axis.apart()).astype(self._z.dtype), self._z.ndim)
 
     def negentropy(self, q: Target) -> Array:
         """Σ_k q_k log q_k, with 0 log 0 = 0; NaN where q has negative entries."""
-        probs = self._weighted(q).probs_on(self._axis)
+        probs = self._weighted(q).probs_on(self._axis.apart())
         terms = jnp.where(probs == 0, 0, probs * jnp.log(jnp.where(probs == 0, 1, probs)))
         return remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1)))).astype(self._z.dtype)
 
@@ -311,13 +326,12 @@ class Logits:
             return self._unknown
         return self._sums[name]
 
-    def _linear(self, weights: Array | None) -> Array:
-        """Σ_k w_k (z_k − max z)."""
+    def _of_weights(self, kind: str, weights: Array | None) -> Array:
+        """Σ_k w_k (z_k − max z) for "linear", Σ_k w_k for "mass"; weights (*batch, K) or (K,), None for ones."""
         if self._sums is None:
-            self._wanted.weights.append(weights if weights is None else laid_like(weights, self._z))
+            self._wanted.of_weights(kind, weights)
             return self._unknown
-        self._answered += 1
-        return self._sums[f"linear {self._answered - 1}"]
+        return self._sums[next(self._in_order)]
 
     def _take(self, index: Array) -> Array:
         """Returns z_i − max z at local classes i (*batch, S), which are clipped into range."""
@@ -333,11 +347,28 @@ class _LogitsAxis(ClassAxis):
 
     logits: Any = None
 
+    def mean(self, values: Array | None) -> Array:
+        if values is self.logits.values and self.weights is None and self._is_read_by_row(self.where):
+            return self.logits._of_weights("linear", self.where) / self.mass(self.where)
+        return super().mean(values)
+
+    def dot(self, q: Array, values: Array | None) -> Array:
+        if values is self.logits.values and self.where is None and self.weights is None:
+            return self.sum(values, q)
+        return super().dot(q, values)
+
+    def mass(self, q: Array) -> Array:
+        return self.logits._of_weights("mass", q) if self._is_read_by_row(q) else super().mass(q)
+
     def sum(self, values: Array, q: Array | None) -> Array:
-        return self.logits._linear(q) if values is self.logits.values else super().sum(values, q)
+        return self.logits._of_weights("linear", q) if values is self.logits.values else super().sum(values, q)
+
+    def _is_read_by_row(self, x: Array | None) -> bool:
+        """Whether `x` has a number for each logit: then the pass over the logits reads it."""
+        return x is not None and x.ndim == self.logits.values.ndim
 
     def take(self, values: Array, labels: Array) -> Array:
-        if values is not self.logits.values or class_axis_is_split(values):
+        if values is not self.logits.values:
             return super().take(values, labels)
         index = labels - self.start
         held = (index >= 0) & (index < values.shape[-1])
@@ -427,6 +458,7 @@ class Batch:
         return _evaluate(
             formula,
             self.class_axis_name,
+            self.axis < len(self.shape),
             self.logits,
             operands,
             self.where,
@@ -445,13 +477,14 @@ def _as_operand(name: str, x: Any, batch: tuple[int, ...]) -> Any:
     return checks.as_batch_numbers(name, x, batch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 @functools.partial(
-    jax.checkpoint, static_argnums=(0, 1), policy=jax.checkpoint_policies.save_only_these_names(REMEMBERED)
+    jax.checkpoint, static_argnums=(0, 1, 2), policy=jax.checkpoint_policies.save_only_these_names(REMEMBERED)
 )
 def _evaluate(
     formula: Formula,
     class_axis_name: AxisName | None,
+    in_columns: bool,
     logits: Array,
     operands: dict[str, Any],
     where: Array | None,
@@ -479,8 +512,9 @@ def _evaluate(
     first = Logits(z, logits, axis, class_weights)
     loss(first)
     wanted = first._wanted
-    sums = row_sums(Pass(frozenset(wanted.names), class_axis_name), z, tuple(wanted.weights))
-    value = loss(Logits(z, logits, axis, class_weights, sums))
+    weights = tuple(w if w is None else laid_like(w, z) for w in wanted.weights)
+    sums = row_sums(Pass(frozenset(wanted.names), class_axis_name, in_columns), z, weights)
+    value = loss(Logits(z, logits, axis, class_weights, sums, wanted.in_order))
     if where is None:
         return value
     return jax.tree.map(lambda x: jnp.where(where, x, jnp.zeros((), x.dtype)), value)

@@ -8,6 +8,7 @@ program is lowered. Their derivatives are rules of `jax.custom_jvp`, so that for
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,14 +37,16 @@ def remembered(x: Array) -> Array:
 
 
 class Pass(NamedTuple):
-    """What is static of a pass: which sums are asked for, and the mesh axis of the classes.
+    """What is static of a pass: which sums are asked for, the mesh axis of the classes, and how the logits lie.
 
     "top" is max_k z_k. "ties" counts the classes that have it. "likeliest" is the first of them, as a real number.
-    "total" is Σ_k eᵈ and "moment" Σ_k d eᵈ with d = z_k − max z. "linear i" is Σ_k w_k d for the i-th weights.
+    "total" is Σ_k eᵈ and "moment" Σ_k d eᵈ with d = z_k − max z. "linear i" is Σ_k w_k d for the i-th weights, and
+    "mass i" is Σ_k w_k. `in_columns` says that the classes were not last: neighbours in memory are other examples.
     """
 
     names: frozenset[str]
     class_axis_name: AxisName | None
+    in_columns: bool = False
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -51,16 +54,20 @@ class Pass(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def row_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
-    """Returns the sums over the classes of wide logits (*batch, K) that are wanted."""
-    if not wanted.names and not weights:
+    """Returns the sums over the classes of wide logits (*batch, K) that are wanted; "top" always.
+
+    Weights are (K,) or (*batch, K), of real numbers or booleans; None for ones.
+    """
+    if not wanted.names:
         return {}
-    implementations = {
-        "cpu": _separate_sums,
-        "cuda": functools.partial(_one_reduction, longest=CUDA_LONGEST_ROW),
-        "rocm": functools.partial(_one_reduction, longest=CUDA_LONGEST_ROW),
-        "default": _one_reduction,
-    }
-    chosen = {platform: functools.partial(f, wanted) for platform, f in implementations.items()}
+    here = wanted
+    if wanted.class_axis_name is not None:
+        # The maximum of all devices is not that of one: Σ_k w_k (z_k − max z) moves by the mass.
+        masses = {f"mass {i}" for i, w in enumerate(weights) if w is not None and f"linear {i}" in wanted}
+        here = wanted._replace(names=wanted.names | masses)
+    on_gpu = functools.partial(_one_reduction, reduce=_by_columns if wanted.in_columns else _by_rows)
+    implementations = {"cpu": _separate_sums, "cuda": on_gpu, "rocm": on_gpu, "default": _one_reduction}
+    chosen = {platform: functools.partial(f, here) for platform, f in implementations.items()}
     sums = jax.lax.platform_dependent(z, weights, **chosen)
     return sums if wanted.class_axis_name is None else _over_devices(wanted, z, weights, sums)
 
@@ -88,13 +95,35 @@ def _row_sums_jvp(wanted: Pass, primals: Any, tangents: Any) -> Any:
         if "moment" in wanted:
             derivatives["moment"] = summed(share * (1 + fences.finite(z - top)) * dz)
         for i, w in enumerate(weights):
-            derivatives[f"linear {i}"] = summed(dz if w is None else dz * align(w, z.ndim))
+            if f"linear {i}" in wanted:
+                derivatives[f"linear {i}"] = summed(_times(w, dz))
     for i, dw in enumerate(dweights):
-        if dw is not None and not isinstance(dw, SymbolicZero):
+        if dw is None or isinstance(dw, SymbolicZero):
+            continue
+        if f"linear {i}" in wanted:
             # Bounded, for what is multiplied by it and by 0 afterwards to stay finite.
             d = jnp.maximum(z - top, -jnp.sqrt(jnp.finfo(z.dtype).max))
-            derivatives[f"linear {i}"] += summed(d * align(dw, z.ndim))
+            derivatives[f"linear {i}"] += summed(d * _shown(dw, z))
+        if f"mass {i}" in wanted:
+            derivatives[f"mass {i}"] = summed(_spread(dw, z))
     return sums, derivatives
+
+
+def _shown(w: Array, z: Array) -> Array:
+    """Returns weights in the dtype of the logits, aligned with them."""
+    return align(w, z.ndim).astype(z.dtype)
+
+
+def _spread(w: Array, z: Array) -> Array:
+    """Returns weights in the shape of the logits, for sums over them to differ over the same mesh axes."""
+    return fences.vary_alike(jnp.broadcast_to(_shown(w, z), z.shape), z)[0]
+
+
+def _times(w: Array | None, values: Array) -> Array:
+    """Returns w · values. A mask selects: converted to numbers, XLA on TPU writes it out."""
+    if w is None:
+        return values
+    return jnp.where(align(w, values.ndim), values, 0) if w.dtype == jnp.bool_ else values * _shown(w, values)
 
 
 def _separate_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
@@ -123,8 +152,11 @@ def _separate_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) ->
     if "likeliest" in wanted:
         sums["likeliest"] = _first_at(z, top)
     for i, w in enumerate(weights):
-        d, *_ = shifted()
-        sums[f"linear {i}"] = fences.infinite(summed(_weighted(d, w)))
+        if f"linear {i}" in wanted:
+            d, *_ = shifted()
+            sums[f"linear {i}"] = fences.infinite(summed(_weighted(d, w)))
+        if w is not None and f"mass {i}" in wanted:
+            sums[f"mass {i}"] = summed(_spread(w, z))
     return sums
 
 
@@ -139,7 +171,7 @@ def laid_like(x: Array, z: Array) -> Array:
 
 def _weighted(values: Array, w: Array | None) -> Array:
     # Values first: with the shared factor first, XLA on CPU takes three times as long.
-    return values if w is None else fences.finite(values) * align(w, values.ndim)
+    return values if w is None else fences.finite(values) * _shown(w, values)
 
 
 def _first_at(z: Array, top: Array) -> Array:
@@ -155,11 +187,22 @@ def _first_at(z: Array, top: Array) -> Array:
     return jnp.max(below - align(numbers, z.ndim), axis=-1, initial=-jnp.inf) / -scale
 
 
-CUDA_LONGEST_ROW = 16384
-"""Longest row that XLA on GPU reduces in one kernel. It splits longer ones in about √K parts, which it writes out."""
+Arrays = tuple[Array, ...]
+Combine = Callable[[Arrays, Arrays], Arrays]
+Reduce = Callable[[Arrays, tuple[int, ...]], Arrays]
 
 
-def _one_reduction(wanted: Pass, z: Array, weights: tuple[Array | None, ...], longest: int | None = None) -> Sums:
+def _over_last(reduce: Reduce, combine: Combine, arrays: Arrays) -> Arrays:
+    """Returns arrays (*batch, K) reduced over K, in one go."""
+    return reduce(arrays, (arrays[0].ndim - 1,))
+
+
+def _one_reduction(
+    wanted: Pass,
+    z: Array,
+    weights: tuple[Array | None, ...],
+    reduce: Callable[[Reduce, Combine, Arrays], Arrays] = _over_last,
+) -> Sums:
     """Returns all sums from one variadic reduction, which reads the logits once.
 
     It is an online softmax: the sums are rescaled whenever the maximum grows (Milakov and Gimelshein, Online normalizer
@@ -179,12 +222,12 @@ def _one_reduction(wanted: Pass, z: Array, weights: tuple[Array | None, ...], lo
         index = jnp.arange(z.shape[-1], dtype=jnp.int32)
         operands["likeliest"], starts["likeliest"] = jnp.broadcast_to(align(index, z.ndim), z.shape), z.shape[-1]
     for i, w in enumerate(weights):
-        shown = ones if w is None else jnp.broadcast_to(align(w, z.ndim).astype(z.dtype), z.shape)
-        operands[f"linear {i}"], starts[f"linear {i}"] = zeros, 0
-        operands[f"mass {i}"], starts[f"mass {i}"] = shown, 0
+        operands[f"mass {i}"], starts[f"mass {i}"] = _times(w, ones), 0
+        if f"linear {i}" in wanted:
+            operands[f"linear {i}"], starts[f"linear {i}"] = zeros, 0
     order = tuple(operands)
 
-    def combine(left: Any, right: Any) -> Any:
+    def combine(left: Arrays, right: Arrays) -> Arrays:
         a, b = dict(zip(order, left, strict=True)), dict(zip(order, right, strict=True))
         step = a["top"] - b["top"]
         left_wins = step > 0
@@ -207,20 +250,19 @@ def _one_reduction(wanted: Pass, z: Array, weights: tuple[Array | None, ...], lo
             first = jnp.where(left_wins, a["likeliest"], b["likeliest"])
             out["likeliest"] = jnp.where(step == 0, jnp.minimum(a["likeliest"], b["likeliest"]), first)
         for i in range(len(weights)):
-            out_of, mass = f"linear {i}", f"mass {i}"
-            moved = jnp.where(left_wins, -b[mass], a[mass]) * step
-            out[out_of], out[mass] = a[out_of] + b[out_of] + moved, a[mass] + b[mass]
+            linear, mass = f"linear {i}", f"mass {i}"
+            out[mass] = a[mass] + b[mass]
+            if linear in a:
+                out[linear] = a[linear] + b[linear] + jnp.where(left_wins, -b[mass], a[mass]) * step
         return tuple(out[name] for name in order)
 
-    def reduced(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    def reduced(arrays: Arrays, axes: tuple[int, ...]) -> Arrays:
         starting = tuple(jnp.asarray(starts[name], x.dtype) for name, x in zip(order, arrays, strict=True))
-        return tuple(jax.lax.reduce(arrays, starting, combine, (arrays[0].ndim - 1,)))
+        return tuple(jax.lax.reduce(arrays, starting, combine, axes))
 
-    arrays = tuple(operands.values())
-    parts = _parts(z, longest)
-    if parts > 1:
-        arrays = reduced(tuple(x.reshape(*x.shape[:-1], parts, -1) for x in arrays))
-    found = dict(zip(order, reduced(arrays), strict=True))
+    # On an explicit mesh JAX does not reshape an axis that is split.
+    reduce = _over_last if class_axis_is_split(z) else reduce
+    found = dict(zip(order, reduce(reduced, combine, tuple(operands.values())), strict=True))
     sums = {name: x for name, x in found.items() if name == "top" or name in wanted}
     top = sums["top"]
     if "total" in wanted:
@@ -229,17 +271,55 @@ def _one_reduction(wanted: Pass, z: Array, weights: tuple[Array | None, ...], lo
         is_known = jnp.isfinite(top) & (top > low)
         sums["likeliest"] = jnp.where(is_known, found["likeliest"].astype(z.dtype), jnp.nan)
     for i in range(len(weights)):
-        sums[f"linear {i}"] = fences.infinite(found[f"linear {i}"])
+        if f"linear {i}" in wanted:
+            sums[f"linear {i}"] = fences.infinite(found[f"linear {i}"])
     return sums
 
 
-def _parts(z: Array, longest: int | None) -> int:
-    """Returns into how many equal parts of at most `longest` classes a row is divided; 1 if no number divides it."""
-    size = z.shape[-1]
-    if longest is None or class_axis_is_split(z) or size <= longest:
-        return 1
-    fewest = -(-size // longest)
-    return next((parts for parts in range(fewest, 8 * fewest) if size % parts == 0), 1)
+LONGEST_ROW = 16384
+"""Longest row that XLA on GPU reduces in one kernel. It splits longer ones in about √K parts, which it writes out."""
+
+
+def _by_rows(reduce: Reduce, combine: Combine, arrays: Arrays) -> Arrays:
+    """Returns arrays reduced over the classes, which are neighbours in memory: in equal parts, and what is left over."""
+    last, size = arrays[0].ndim - 1, arrays[0].shape[-1]
+    fewest = -(-size // LONGEST_ROW)
+    if fewest == 1:
+        return reduce(arrays, (last,))
+    parts = next((n for n in range(fewest, 8 * fewest) if size % n == 0), fewest)
+    whole, rest = _cut(arrays, size - size % parts)
+    whole = reduce(tuple(x.reshape(*x.shape[:-1], parts, -1) for x in whole), (last + 1,))
+    whole = reduce(whole, (last,))
+    return combine(whole, reduce(rest, (last,))) if rest else whole
+
+
+SHORTEST_COLUMN = 32
+"""Fewest classes for which XLA on GPU takes its kernel for columns, which reads operands that were written out."""
+
+
+def _by_columns(reduce: Reduce, combine: Combine, arrays: Arrays) -> Arrays:
+    """Returns arrays reduced over the classes, whose neighbours in memory are other examples.
+
+    Over two axes with the parts between them: XLA then writes a loop, into which it fuses the operands.
+    """
+    last, size = arrays[0].ndim - 1, arrays[0].shape[-1]
+    if size < SHORTEST_COLUMN:
+        return reduce(arrays, (last,))
+    # As many as the memory for their sums allows: few examples do not fill a GPU.
+    parts = 16 if size >= 8192 else 2
+    left_over = size % (2 * parts)
+    # A single class is no reduction, and XLA would transpose the logits for it.
+    whole, rest = _cut(arrays, size - (left_over if left_over != 1 else left_over + 2 * parts))
+    whole = reduce(tuple(x.reshape(*x.shape[:-1], -1, parts, 2) for x in whole), (last, last + 2))
+    pieces = [tuple(x[..., i] for x in whole) for i in range(parts)]
+    return functools.reduce(combine, [*pieces, reduce(rest, (last,))] if rest else pieces)
+
+
+def _cut(arrays: Arrays, size: int) -> tuple[Arrays, Arrays]:
+    """Returns the first `size` classes, and the others; () if there are none."""
+    if size == arrays[0].shape[-1]:
+        return arrays, ()
+    return tuple(x[..., :size] for x in arrays), tuple(x[..., size:] for x in arrays)
 
 
 def _over_devices(wanted: Pass, z: Array, weights: tuple[Array | None, ...], local: Sums) -> Sums:
@@ -262,8 +342,11 @@ def _over_devices(wanted: Pass, z: Array, weights: tuple[Array | None, ...], loc
         first = -axis.pmax(-here)
         sums["likeliest"] = jnp.where(jnp.isinf(first), jnp.nan, first)
     for i, w in enumerate(weights):
-        mass = z.shape[-1] if w is None else jnp.broadcast_to(jnp.sum(w, axis=-1).astype(z.dtype), top.shape)
-        sums[f"linear {i}"] = axis.psum(local[f"linear {i}"] + mass * step)
+        if f"linear {i}" in wanted:
+            mass = z.shape[-1] if w is None else local[f"mass {i}"]
+            sums[f"linear {i}"] = axis.psum(local[f"linear {i}"] + mass * step)
+        if f"mass {i}" in wanted:
+            sums[f"mass {i}"] = axis.psum(local[f"mass {i}"])
     return sums
 
 
@@ -273,7 +356,25 @@ def pick(z: Array, narrow: Array, index: Array) -> Array:
 
     A gather from wide logits makes XLA on TPU write them out.
     """
+    if class_axis_is_split(narrow):
+        return _pick_on_mesh(narrow, index).astype(z.dtype)
     return jnp.take_along_axis(narrow, index, axis=-1, mode="clip").astype(z.dtype)
+
+
+def _pick_on_mesh(narrow: Array, index: Array) -> Array:
+    """Returns logits that each device gathers from its own classes: JAX refuses a gather along an axis that is split."""
+    sharding = jax.typeof(narrow).sharding
+    *rows, classes = sharding.spec
+    place = PartitionSpec(*rows, None)
+
+    def gather(narrow: Array, index: Array) -> Array:
+        index = index - narrow.shape[-1] * jax.lax.axis_index(classes)
+        held = (index >= 0) & (index < narrow.shape[-1])
+        taken = jnp.take_along_axis(narrow, index, axis=-1, mode="clip")
+        return jax.lax.psum(jnp.where(held, taken, 0), classes)
+
+    index = jax.sharding.reshard(index, NamedSharding(sharding.mesh, place))
+    return jax.shard_map(gather, mesh=sharding.mesh, in_specs=(sharding.spec, place), out_specs=place)(narrow, index)
 
 
 MOST_COMPARED = 32
@@ -287,7 +388,7 @@ def _pick_jvp(primals: Any, tangents: Any) -> Any:
     picked = pick(z, narrow, index)
     if isinstance(dz, SymbolicZero):
         return picked, jnp.zeros_like(picked)
-    if index.shape[-1] > MOST_COMPARED:
+    if index.shape[-1] > MOST_COMPARED and not class_axis_is_split(z):
         return picked, jnp.take_along_axis(dz, index, axis=-1, mode="clip")
     # A scatter, which a gather differentiates to, would write a wide array of the logits' size.
     classes = align(jnp.arange(z.shape[-1], dtype=index.dtype), z.ndim)

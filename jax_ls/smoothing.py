@@ -214,7 +214,7 @@ class _Others(Target):
         return hard.contract(values, axis).astype(off.dtype) + parts.epsilon.astype(off.dtype) * off
 
     def probs_on(self, axis: ClassAxis) -> Array:
-        axis = replace(axis, weights=None)
+        axis = replace(axis.apart(), weights=None)
         if isinstance(self.prior, Uniform):
             return self._with_uniform(self.prior, axis).probs_on(axis)
         if not isinstance(self.hard, OneHot):
@@ -226,14 +226,14 @@ class _Others(Target):
 
     def _with_uniform(self, prior: Uniform, axis: ClassAxis) -> Target:
         """Returns the mixture with the uniform distribution. Its 1 − u_y is 1 − 1/K, which does not cancel."""
-        count = (axis if prior.class_where is None else axis.restricted(prior.class_where)).count()
+        count = (axis if prior.class_where is None else axis.restricted(prior.class_where)).row_count()
         alone = count <= 1
         raised = jnp.where(alone, 0, self.epsilon / jnp.where(alone, 1, 1 - 1 / count).astype(self.epsilon.dtype))
         return (1 - raised) * self.hard + (raised * self.hard.contract(None, replace(axis, weights=None))) * prior
 
     def _of_labels(self, labels: Array, axis: ClassAxis) -> _Shares:
         """Returns how the classes other than the label share ε, times the class weights."""
-        bare = replace(axis, weights=None)
+        bare = replace(axis.apart(), weights=None)
         u = self.prior.probs_on(bare)
         rest = _without_label(labels, u, bare)
         count = axis.count().astype(u.dtype)

@@ -103,7 +103,7 @@ class Dense(Target):
 
     def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         checks.assert_class_values("probabilities", self.probabilities, values)
-        return axis.dot(self._wide(), values)
+        return axis.dot(self.probabilities, values)
 
     def probs_on(self, axis: ClassAxis) -> Array:
         checks.assert_num_classes("probabilities", self.probabilities, axis.size)
