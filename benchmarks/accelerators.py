@@ -2,7 +2,7 @@
 
     python benchmarks/accelerators.py                     # the tables of benchmarks/README.md
     python benchmarks/accelerators.py --quick             # a few minutes: one TPU, one GPU, one shape
-    python benchmarks/accelerators.py --device h100 --shape 8192x32000 --dtype float16
+    python benchmarks/accelerators.py --device h100 --shape 8192x32000 --dtype float16 --table losses
 
 No device is needed, but its compiler is: `compile_for.missing` says how to install it. Passes are those of the value
 and, behind the stroke, of value and gradient, in multiples of the logits; no loss can do with less than 1 and 3. They
@@ -41,6 +41,7 @@ SHAPES = ((8192, 32000), (8192, 128256), (65536, 1000), (128, 10))
 DTYPES = ("float32", "bfloat16", "float16")
 MESHES = ("v5e:2x4", "h100:8")
 MODES = ("Auto", "Explicit", "shard_map")
+TABLES = ("losses", "methods", "options", "meshes")
 
 
 ONE_HOT, INTEGER = "optax one-hot, smoothed", "optax integer, not smoothed"
@@ -81,6 +82,15 @@ def _by_rank(z: Array, b: Batch) -> Array:
     return smoothed_cross_entropy(z, b.labels, epsilon, spread="others")
 
 
+def _by_focal_gamma(z: Array, b: Batch) -> Array:
+    return jax_ls.focal_loss(z, b.labels, adaptive.focal_gamma(z, b.labels))
+
+
+def _ctc(z: Array, b: Batch) -> Array:
+    frames, labels = plain.sequences(z, b)
+    return jax_ls.smoothed_ctc_loss(frames, jnp.zeros(frames.shape[:2]), labels, jnp.zeros(labels.shape), b.smoothing)
+
+
 METHODS = (
     Method("cross_entropy, labels", lambda z, b: jax_ls.cross_entropy(z, b.labels), plain.integer),
     Method("cross_entropy, q (batch, K)", lambda z, b: jax_ls.cross_entropy(z, b.each_prior), plain.dense),
@@ -111,10 +121,23 @@ METHODS = (
     Method("backward_correction", lambda z, b: noise.backward_correction(z, b.labels, 0.2), plain.backward_correction),
     Method("label_relaxation", lambda z, b: noise.label_relaxation(z, b.labels, 0.1), plain.label_relaxation),
     Method("focal_loss", lambda z, b: jax_ls.focal_loss(z, b.labels), plain.focal),
+    Method("focal_loss, smoothed", lambda z, b: jax_ls.focal_loss(z, b.labels, 2.0, b.smoothing), plain.smoothed_focal),
     Method("poly_loss", lambda z, b: jax_ls.poly_loss(z, b.labels, 2.0, b.smoothing), plain.poly_1),
+    Method(
+        "poly_loss, prior (K,)",
+        lambda z, b: jax_ls.poly_loss(z, b.labels, 2.0, b.smoothing, prior=b.prior),
+        plain.poly_1_by_prior,
+    ),
+    Method("bi_tempered_loss", lambda z, b: jax_ls.bi_tempered_loss(z, b.labels), plain.bi_tempered),
+    Method("asymmetric_loss", lambda z, b: jax_ls.asymmetric_loss(z, b.many_labels).sum(axis=-1), plain.asymmetric),
     Method("logit_norm_loss", lambda z, b: jax_ls.logit_norm_loss(z, b.labels), plain.logit_norm),
     Method("generalized_cross_entropy", lambda z, b: noise.generalized_cross_entropy(z, b.labels), plain.generalized),
     Method("symmetric_cross_entropy", lambda z, b: noise.symmetric_cross_entropy(z, b.labels), plain.symmetric),
+    Method(
+        "early_learning, t (batch, K)",
+        lambda z, b: noise.early_learning(z, b.labels, b.each_prior),
+        plain.early_learning,
+    ),
     Method("bootstrap, soft", lambda z, b: noise.bootstrap(z, b.labels, 0.95), plain.soft_bootstrap),
     Method("bootstrap, hard", lambda z, b: noise.bootstrap(z, b.labels, 0.8, kind="hard"), plain.hard_bootstrap),
     Method(
@@ -130,6 +153,8 @@ METHODS = (
     Method("adaptive.margin", _with_rule(lambda z, b: adaptive.margin(z, b.labels, b.smoothing)), plain.by_margin),
     Method("adaptive.entropy", _with_rule(lambda z, b: adaptive.entropy(z, b.smoothing)), plain.by_entropy),
     Method("adaptive.beta", _by_rank, plain.by_rank),
+    Method("adaptive.focal_gamma", _by_focal_gamma, plain.focal),
+    Method("smoothed_ctc_loss", _ctc, plain.ctc),
 )
 
 
@@ -172,6 +197,7 @@ OPTIONS = (
     Option("prior Dense (K,)", _with_prior(lambda b: Dense(b.prior))),
     Option("prior Dense (batch, K)", _with_prior(lambda b: Dense(b.each_prior)), ("each_prior",)),
     Option("prior Sparse", _with_prior(lambda b: Sparse(b.indices, b.weights))),
+    Option("mixed labels", lambda z, b: jax_ls.cross_entropy(z, Sparse(b.indices, b.weights))),
     Option('spread="others"', _smoothed(spread="others")),
     Option('prior (K,), spread="others"', _smoothed(prior="prior", spread="others")),
     Option("axis=1", _smoothed(axis=1), axis=1),
@@ -391,6 +417,7 @@ def main() -> None:
     add("--device", nargs="+", choices=DEVICES, default=DEVICES, help="what to compile for (default: all)")
     add("--shape", nargs="+", type=parse_shape, default=SHAPES, metavar="ROWSxCLASSES", help="of the logits")
     add("--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="of the logits")
+    add("--table", nargs="+", choices=TABLES, default=TABLES, help="what to print (default: all)")
     add("--quick", action="store_true", help="one TPU, one GPU, one shape, one dtype")
     add("--markdown", action="store_true", help="print each table when it is whole, as Markdown")
     args = parser.parse_args()
@@ -403,12 +430,19 @@ def main() -> None:
     shape, dtype = args.shape[0], "bfloat16" if "bfloat16" in args.dtype else args.dtype[0]
     meshes = [mesh for mesh in MESHES if any(mesh.startswith(device) for device in args.device)]
     at = f"{text(shape)}, {dtype}"
-    show_all = functools.partial(show, markdown=args.markdown)
     print(f"jax {jax.__version__}, optax {optax.__version__}; compiled for {', '.join(args.device)}; nothing was run")
-    show_all("The loss", losses_table(args.device, args.shape, args.dtype))
-    show_all(f"Every loss and penalty beside its plain formula, {at}", methods_table(args.device, shape, dtype))
-    show_all(f"Options of smoothed_cross_entropy, {at}", options_table(args.device, shape, dtype))
-    show_all(f"Eight devices, {at}", meshes_table(meshes, shape, dtype))
+    lines = {
+        "losses": ("The loss", lambda: losses_table(args.device, args.shape, args.dtype)),
+        "methods": (
+            f"Every loss and penalty beside its plain formula, {at}",
+            lambda: methods_table(args.device, shape, dtype),
+        ),
+        "options": (f"Options of smoothed_cross_entropy, {at}", lambda: options_table(args.device, shape, dtype)),
+        "meshes": (f"Eight devices, {at}", lambda: meshes_table(meshes, shape, dtype)),
+    }
+    for name in args.table:
+        title, rows = lines[name]
+        show(title, rows(), args.markdown)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ class Batch(NamedTuple):
 Loss = Callable[[Array, Batch], Array]
 
 
+def sequences(z: Array, batch: Batch) -> tuple[Array, Array]:
+    """Rows as sequences of 128 frames, with 16 of their labels."""
+    return z.reshape(-1, 128, z.shape[-1]), batch.labels.reshape(-1, 128)[:, :16]
+
+
 def pick(z: Array, labels: Array) -> Array:
     return jnp.take_along_axis(z, labels[:, None], axis=-1)[:, 0]
 
@@ -158,6 +163,57 @@ def poly_1(z: Array, batch: Batch) -> Array:
     epsilon = batch.smoothing.astype(z.dtype)
     p = jnp.exp(pick(log_softmax(z), batch.labels))
     return smoothed(z, batch) + 2 * (1 - (1 - epsilon) * p - epsilon / z.shape[-1])
+
+
+def smoothed_focal(z: Array, batch: Batch) -> Array:
+    epsilon, log_p = batch.smoothing.astype(z.dtype), log_softmax(z)
+    terms = -((1 - jnp.exp(log_p)) ** 2) * log_p
+    return (1 - epsilon) * pick(terms, batch.labels) + epsilon * terms.mean(axis=-1)
+
+
+def poly_1_by_prior(z: Array, batch: Batch) -> Array:
+    epsilon, log_p = batch.smoothing.astype(z.dtype), log_softmax(z)
+    u, p = batch.prior.astype(z.dtype)[None], jnp.exp(log_p)
+    of_q = (1 - epsilon) * pick(p, batch.labels) + epsilon * jnp.sum(u * p, axis=-1)
+    cross_entropy = -(1 - epsilon) * pick(log_p, batch.labels) - epsilon * jnp.sum(u * log_p, axis=-1)
+    return cross_entropy + 2 * (1 - of_q)
+
+
+def bi_tempered(z: Array, batch: Batch) -> Array:
+    """By the published fixed point, of five steps; t₁ = 0.8, t₂ = 1.2."""
+
+    def exp_t(x: Array) -> Array:
+        return relu(1 - 0.2 * x) ** -5
+
+    shifted = top_removed = z - z.max(axis=-1, keepdims=True)
+    for _ in range(5):
+        shifted = top_removed * exp_t(shifted).sum(axis=-1, keepdims=True) ** -0.2
+    total = exp_t(shifted).sum(axis=-1, keepdims=True)
+    p = exp_t(top_removed + ((1 / total) ** -0.2 - 1) / -0.2)
+    of_label = (1 - pick(p, batch.labels) ** 0.2) / 0.2
+    return of_label - (1 - jnp.sum(p**1.2, axis=-1)) / 1.2
+
+
+def asymmetric(z: Array, batch: Batch) -> Array:
+    """Summed over the classes."""
+    y, p = batch.many_labels.astype(z.dtype), jax.nn.sigmoid(z)
+    p_m = relu(p - 0.05)
+    return -jnp.sum(y * (1 - p) * jax.nn.log_sigmoid(z) + (1 - y) * p_m**4 * jnp.log(1 - p_m), axis=-1)
+
+
+def early_learning(z: Array, batch: Batch) -> Array:
+    log_p = log_softmax(z)
+    agreed = jnp.sum(jnp.exp(log_p) * batch.each_prior.astype(z.dtype), axis=-1)
+    return -pick(log_p, batch.labels) + 3 * jnp.log(1 - 0.9999 * agreed)
+
+
+def ctc(z: Array, batch: Batch) -> Array:
+    """Of sequences of 128 frames and 16 labels, with KL(u ‖ p) of every frame."""
+    frames, labels = sequences(z, batch)
+    padding = jnp.zeros(frames.shape[:2], z.dtype)
+    paths = optax.ctc_loss(frames, padding, labels, jnp.zeros(labels.shape, z.dtype))
+    apart = logsumexp(frames, axis=-1) - frames.mean(axis=-1) - jnp.log(z.shape[-1]).astype(z.dtype)
+    return (1 - batch.smoothing.astype(z.dtype)) * paths + batch.smoothing.astype(z.dtype) * apart.sum(axis=-1)
 
 
 def logit_norm(z: Array, batch: Batch) -> Array:

@@ -265,12 +265,15 @@ def as_class_where(name: str, x: ArrayLike) -> Array:
     return where
 
 
-def as_class_values(name: str, x: ArrayLike) -> Array:
-    """Returns real numbers (K,) or (*batch, K), in float32 or wider."""
+def as_class_values(name: str, x: ArrayLike, *, widened: bool = True) -> Array:
+    """Returns real numbers (K,) or (*batch, K), in float32 or wider; in their own dtype if not `widened`.
+
+    What is widened before a loss is written out wide: a (*batch, K) operand that becomes a target had better not be.
+    """
     values = as_array(name, x, "real numbers (K,) or (*batch, K)")
     assert_kind(name, values, float, "real numbers (K,) or (*batch, K)")
     assert_min_rank(name, values, 1, "real numbers (K,) or (*batch, K)")
-    return values.astype(wide(values.dtype))
+    return values.astype(wide(values.dtype)) if widened else values
 
 
 def as_broadcast(name: str, x: object, like: Shaped) -> Array:

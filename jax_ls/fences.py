@@ -15,9 +15,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 __all__ = [
+    "after",
     "cut_out",
     "end_of_sum",
     "finite",
+    "for_derivatives",
     "infinite",
     "kept_apart",
     "lowest",
@@ -60,6 +62,26 @@ def cut_out(block: Array) -> Array:
     `benchmarks/linear_cross_entropy.py --compile-for v5p`, column cycles.
     """
     return jax.lax.optimization_barrier(block)
+
+
+def after(done: Array, rows: Tree) -> Tree:
+    """Returns numbers of the row that no sum can use before `done`, another sum, is known.
+
+    Symptom on GPU: XLA takes both sums in one kernel and writes out the costly factors that they share.
+    `benchmarks/accelerators.py`, "jensen", h100 passes.
+    """
+    return jax.lax.optimization_barrier((done, rows))[1]
+
+
+def for_derivatives(logits: Array) -> Array:
+    """Returns the logits from which the derivative of an elementwise loss is computed.
+
+    Symptom on GPU: XLA computes the loss and its derivative in one kernel, and writes out up to ten costly factors that
+    they share. `benchmarks/accelerators.py`, "asymmetric_loss", h100 passes.
+    """
+    return jax.lax.platform_dependent(
+        logits, cuda=jax.lax.optimization_barrier, rocm=jax.lax.optimization_barrier, default=_same
+    )
 
 
 def unshared(*rows: Array) -> tuple[Array, ...]:

@@ -34,6 +34,7 @@ from jax_ls.algebra import Scaled, Sum, Target
 from jax_ls.class_axis import AxisName, ClassAxis, align, multiply, stand_in
 from jax_ls.row_sums import REMEMBERED, Pass, Sums, laid_like, pick, remembered, row_sums
 from jax_ls.targets import Dense, OneHot, Uniform
+from jax_ls.term_sums import term_sums
 
 __all__ = ["Batch", "Formula", "Logits", "at_least", "at_most", "is_correct", "on_logits"]
 
@@ -264,25 +265,20 @@ class Logits:
         # In this order: "moment" needs "total" on a mesh.
         return self.log_total - self._ask("moment") / self._ask("total")
 
-    def sum(self, term: Callable[..., Array], *rows: ArrayLike, shifted: bool = True) -> Array:
+    def sum(self, term: Callable[..., Any], *rows: ArrayLike, shifted: bool = True) -> Any:
         """Returns Σ_k term(z_k − max z, *rows), one more pass over the logits, for what the other methods cannot say.
 
         Args:
           term: an elementwise function of the shifted logits (*batch, K) and of each of `rows`, which come as
-            (*batch, 1). A constant that `term` spreads over all classes had better be one of `rows`.
+            (*batch, 1). A constant that `term` spreads over all classes had better be one of `rows`. It may return a
+            tree of arrays, whose sums one pass takes on TPU.
           rows: numbers () or (*batch,).
           shifted: if False, `term` gets z_k itself.
         """
         batch, dtype = self._z.shape[:-1], self._z.dtype
-        top = self.shift if shifted else jnp.zeros(batch, dtype)
-        top, *shown = fences.unshared(top, *(jnp.broadcast_to(jnp.asarray(x, dtype), batch) for x in rows))
-        z, exists = self._z, self._axis.where
-        if exists is not None:
-            exists = align(exists, z.ndim)
-            z = jnp.where(exists, z, 0)
-        terms = term(z - top[..., None] if shifted else z, *(x[..., None] for x in shown))
-        terms = terms if exists is None else jnp.where(exists, terms, 0)
-        return remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1))))
+        shown = [jnp.broadcast_to(jnp.asarray(x, dtype), batch) for x in rows]
+        sums = term_sums(term, self._z, self.shift if shifted else None, shown, self._axis.where)
+        return jax.tree.map(lambda x: remembered(self._axis.psum(x)), sums)
 
     def expect(self, q: Target, term: Callable[..., Array], *rows: ArrayLike) -> Array:
         """Returns Σ_k q_k term(log p_k, *rows), for what is linear in the target but not in the logits.
@@ -311,11 +307,7 @@ class Logits:
 
     def log_sum(self, weights: Array) -> Array:
         """Returns log Σ_k w_k exp(z_k) − max z for weights (*batch, K) or (K,) of no negative entry."""
-        w = align(weights, self._z.ndim).astype(self.dtype)
-        beneath = self._axis.pmax(jnp.max(jnp.where(w > 0, self._z, -jnp.inf), axis=-1)) - self.shift
-        beneath = jnp.where(jnp.isfinite(beneath), beneath, 0)
-        # Only where w is 0 can the exponent be large; that derivative in w stays finite.
-        return jnp.log(self.sum(lambda d, shift: w * jnp.exp(jnp.minimum(d - shift, 60)), beneath)) + beneath
+        return jnp.log(self._of_weights("seen", weights)) + self._of_weights("beneath", weights)
 
     def _weighted(self, q: Target) -> Target:
         return q if self._class_weights is None else q.weighted(self._class_weights)
@@ -327,7 +319,7 @@ class Logits:
         return self._sums[name]
 
     def _of_weights(self, kind: str, weights: Array | None) -> Array:
-        """Σ_k w_k (z_k − max z) for "linear", Σ_k w_k for "mass"; weights (*batch, K) or (K,), None for ones."""
+        """A sum of `Pass` with weights, (*batch, K) or (K,); None for ones."""
         if self._sums is None:
             self._wanted.of_weights(kind, weights)
             return self._unknown

@@ -252,7 +252,7 @@ def smoothed_target(
     # A uniform prior takes its classes from the loss.
     kept = None if prior is None else batch.class_where
     if prior is not None and not isinstance(prior, Target):
-        prior = checks.as_class_values("prior", prior)
+        prior = checks.as_class_values("prior", prior, widened=False)
         checks.assert_class_values("prior", prior, batch.logits)
     target = smooth(hard, smoothing, prior=prior, spread=spread, class_where=kept)
     return batch.ignoring(hard, ignore_index), hard, target

@@ -8,9 +8,13 @@ Each is a formula over `Logits`, and takes the options of `cross_entropy`, excep
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jax_ls import checks
@@ -18,6 +22,7 @@ from jax_ls.algebra import Restricted, Target
 from jax_ls.class_axis import AxisName
 from jax_ls.logits import Logits, at_least, at_most, on_logits
 from jax_ls.smoothing import Prior
+from jax_ls.tangents import along
 from jax_ls.targets import Uniform, as_target
 
 __all__ = [
@@ -116,7 +121,7 @@ def jensen(
     """
     alpha = checks.as_skew("alpha", alpha)
     if prior is not None and not isinstance(prior, Target):
-        prior = checks.as_class_values("prior", prior)
+        prior = checks.as_class_values("prior", prior, widened=False)
     u = Uniform() if prior is None else as_target(prior)
     if class_where is not None and prior is not None:
         exists = jnp.asarray(class_where)
@@ -141,20 +146,57 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
     u_is_a = jnp.where(alpha <= 0.5, 1, 0).astype(z.dtype)
     u = z.probs(prior)
 
-    def term(d, log_total, c, per_c, scale, ends, flip, u_is_a, p_is_a, high, low, zero):
-        log_p = at_least(d - log_total, low)
-        p = jnp.exp(log_p)
-        s = flip * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
-        # A larger exponent than 60 changes neither value nor derivative, except at c = 0: there s counts in full, and
-        # a (log m) / c is b − a.
-        e = at_most(s, high)
-        beyond = jax.lax.stop_gradient(ends * jnp.maximum(s - high, zero))
-        log_m = jnp.log1p(c * jnp.expm1(e))
-        a, b = u_is_a * u + p_is_a * p, p_is_a * u + u_is_a * p
-        return scale * b * (e - log_m + beyond) - a * (per_c * log_m) - ends * (b - a)
+    def term(d: Array, log_total: Array, low: Array, *rows: Array) -> Array:
+        return _skew_divergence(at_least(d - log_total, low), u, *rows)
 
     ends = jnp.where(c == 0, 1, 0).astype(z.dtype)
-    return z.sum(term, z.log_total, c, per_c, 1 / (1 - c), ends, 2 * u_is_a - 1, u_is_a, 1 - u_is_a, 60.0, -1e30, 0.0)
+    return z.sum(term, z.log_total, -1e30, c, per_c, 1 / (1 - c), ends, u_is_a, 1 - u_is_a, 60.0, 0.0)
+
+
+@jax.custom_jvp
+def _skew_divergence(log_p: Array, u: Array, *rows: Array) -> Array:
+    """The term of one class. Its derivative in log p is p log(p / m) / (1 − α), of the same logarithm.
+
+    Left to JAX, each factor is derived by itself, and XLA on CPU and GPU writes some of them out.
+    """
+    return _with_slope(log_p, u, *rows)[0]
+
+
+@functools.partial(_skew_divergence.defjvp, symbolic_zeros=True)
+def _skew_divergence_jvp(primals: Any, tangents: Any) -> Any:
+    (log_p, *others), (dlog_p, *changes) = primals, tangents
+    value, slope = _with_slope(*primals)
+    derivative = jnp.zeros_like(value) if isinstance(dlog_p, SymbolicZero) else slope * dlog_p
+    if not all(isinstance(x, SymbolicZero) for x in changes):
+        derivative += along(lambda *others: _with_slope(log_p, *others)[0], others, changes)
+    return value, derivative
+
+
+def _with_slope(
+    log_p: Array,
+    u: Array,
+    c: Array,
+    per_c: Array,
+    scale: Array,
+    ends: Array,
+    u_is_a: Array,
+    p_is_a: Array,
+    high: Array,
+    zero: Array,
+) -> tuple[Array, Array]:
+    """The term of one class, and its derivative in log p."""
+    p = jnp.exp(log_p)
+    s = (u_is_a - p_is_a) * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
+    # A larger exponent than 60 changes neither value nor derivative, except at c = 0: there s counts in full, and
+    # a (log m) / c is b − a.
+    e = at_most(s, high)
+    log_b = e + jax.lax.stop_gradient(ends * jnp.maximum(s - high, zero))
+    # log(m / a) and log(b / m).
+    log_m = jnp.log1p(c * jnp.expm1(e))
+    log_b -= log_m
+    a, b = u_is_a * u + p_is_a * p, p_is_a * u + u_is_a * p
+    term = scale * b * log_b - a * (per_c * log_m) - ends * (b - a)
+    return term, u_is_a * scale * p * log_b + p_is_a * (ends * (p - u) - p * (per_c * log_m))
 
 
 @checks.named_options

@@ -41,7 +41,9 @@ class Pass(NamedTuple):
 
     "top" is max_k z_k. "ties" counts the classes that have it. "likeliest" is the first of them, as a real number.
     "total" is Σ_k eᵈ and "moment" Σ_k d eᵈ with d = z_k − max z. "linear i" is Σ_k w_k d for the i-th weights, and
-    "mass i" is Σ_k w_k. `in_columns` says that the classes were not last: neighbours in memory are other examples.
+    "mass i" is Σ_k w_k. "beneath i" is the largest d of a class with w_k > 0, 0 if there is none, and "seen i" is
+    Σ_k w_k exp(d − beneath), for weights of no negative entry. `in_columns` says that the classes were not last:
+    neighbours in memory are other examples.
     """
 
     names: frozenset[str]
@@ -86,6 +88,10 @@ def _row_sums_jvp(wanted: Pass, primals: Any, tangents: Any) -> Any:
     def summed(terms: Array) -> Array:
         return axis.psum(jnp.sum(terms, axis=-1))
 
+    def seen(i: int) -> Array:
+        # Only where w is 0 can the exponent be large: that derivative in w stays finite.
+        return jnp.exp(jnp.minimum(z - top - sums[f"beneath {i}"][..., None], 60))
+
     if not isinstance(dz, SymbolicZero):
         share = jnp.exp(z - top)
         if "ties" in wanted:
@@ -97,6 +103,8 @@ def _row_sums_jvp(wanted: Pass, primals: Any, tangents: Any) -> Any:
         for i, w in enumerate(weights):
             if f"linear {i}" in wanted:
                 derivatives[f"linear {i}"] = summed(_times(w, dz))
+            if w is not None and f"seen {i}" in wanted:
+                derivatives[f"seen {i}"] = summed(_times(w, seen(i) * dz))
     for i, dw in enumerate(dweights):
         if dw is None or isinstance(dw, SymbolicZero):
             continue
@@ -106,6 +114,8 @@ def _row_sums_jvp(wanted: Pass, primals: Any, tangents: Any) -> Any:
             derivatives[f"linear {i}"] += summed(d * _shown(dw, z))
         if f"mass {i}" in wanted:
             derivatives[f"mass {i}"] = summed(_spread(dw, z))
+        if f"seen {i}" in wanted:
+            derivatives[f"seen {i}"] += summed(_times(dw, seen(i)))
     return sums, derivatives
 
 
@@ -120,7 +130,7 @@ def _spread(w: Array, z: Array) -> Array:
 
 
 def _times(w: Array | None, values: Array) -> Array:
-    """Returns w · values. A mask selects: converted to numbers, XLA on TPU writes it out."""
+    """Returns w · values, or values where a mask w is True and 0 elsewhere."""
     if w is None:
         return values
     return jnp.where(align(w, values.ndim), values, 0) if w.dtype == jnp.bool_ else values * _shown(w, values)
@@ -157,6 +167,12 @@ def _separate_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) ->
             sums[f"linear {i}"] = fences.infinite(summed(_weighted(d, w)))
         if w is not None and f"mass {i}" in wanted:
             sums[f"mass {i}"] = summed(_spread(w, z))
+        if w is not None and f"seen {i}" in wanted:
+            beneath = jnp.max(jnp.where(_shown(w, z) > 0, z, -jnp.inf), axis=-1, initial=-jnp.inf) - top
+            beneath = fences.end_of_sum(jnp.where(jnp.isfinite(beneath), beneath, 0))
+            (below,) = fences.unshared(top + beneath)
+            sums[f"beneath {i}"] = beneath
+            sums[f"seen {i}"] = summed(_shown(w, z) * jnp.exp(jnp.minimum(z - below[..., None], 60)))
     return sums
 
 
@@ -222,9 +238,14 @@ def _one_reduction(
         index = jnp.arange(z.shape[-1], dtype=jnp.int32)
         operands["likeliest"], starts["likeliest"] = jnp.broadcast_to(align(index, z.ndim), z.shape), z.shape[-1]
     for i, w in enumerate(weights):
-        operands[f"mass {i}"], starts[f"mass {i}"] = _times(w, ones), 0
+        own = _times(w, ones)
+        if f"linear {i}" in wanted or f"mass {i}" in wanted:
+            operands[f"mass {i}"], starts[f"mass {i}"] = own, 0
         if f"linear {i}" in wanted:
             operands[f"linear {i}"], starts[f"linear {i}"] = zeros, 0
+        if w is not None and f"seen {i}" in wanted:
+            operands[f"highest {i}"], starts[f"highest {i}"] = jnp.where(_shown(w, z) > 0, operands["top"], low), low
+            operands[f"seen {i}"], starts[f"seen {i}"] = own, 0
     order = tuple(operands)
 
     def combine(left: Arrays, right: Arrays) -> Arrays:
@@ -232,28 +253,40 @@ def _one_reduction(
         step = a["top"] - b["top"]
         left_wins = step > 0
         out = {"top": jnp.maximum(a["top"], b["top"])}
-        small = jnp.exp(-jnp.abs(step))
+        # The side with the smaller maximum falls by as much.
+        fall = -jnp.abs(step)
+        small = jnp.exp(fall)
 
-        def scaled(x: Array, y: Array) -> Array:
-            return jnp.where(left_wins, x + y * small, x * small + y)
+        def winner(name: str) -> Array:
+            return jnp.where(left_wins, a[name], b[name])
+
+        def loser(name: str) -> Array:
+            return jnp.where(left_wins, b[name], a[name])
 
         if "ties" in a:
-            of_winner = jnp.where(left_wins, a["ties"], b["ties"])
-            out["ties"] = jnp.where(step == 0, a["ties"] + b["ties"], of_winner)
+            out["ties"] = jnp.where(step == 0, a["ties"] + b["ties"], winner("ties"))
         if "total" in a:
-            out["total"] = scaled(a["total"], b["total"])
+            out["total"] = winner("total") + loser("total") * small
         if "moment" in a:
-            # Σ eᵈ d of the side whose maximum is exceeded by |step|: d falls by |step|.
-            lost = jnp.where(left_wins, b["total"], a["total"]) * jnp.abs(step) * small
-            out["moment"] = scaled(a["moment"], b["moment"]) - lost
+            # fall · small first, which is finite: many classes that do not exist, times their fall, are not.
+            out["moment"] = winner("moment") + loser("moment") * small + loser("total") * (fall * small)
         if "likeliest" in a:
-            first = jnp.where(left_wins, a["likeliest"], b["likeliest"])
-            out["likeliest"] = jnp.where(step == 0, jnp.minimum(a["likeliest"], b["likeliest"]), first)
+            first = jnp.minimum(a["likeliest"], b["likeliest"])
+            out["likeliest"] = jnp.where(step == 0, first, winner("likeliest"))
         for i in range(len(weights)):
             linear, mass = f"linear {i}", f"mass {i}"
-            out[mass] = a[mass] + b[mass]
+            if mass in a:
+                out[mass] = a[mass] + b[mass]
+            if f"seen {i}" in a:
+                highest, of_highest = f"highest {i}", f"seen {i}"
+                rise = a[highest] - b[highest]
+                less = jnp.exp(-jnp.abs(rise))
+                out[highest] = jnp.maximum(a[highest], b[highest])
+                out[of_highest] = jnp.where(
+                    rise > 0, a[of_highest] + b[of_highest] * less, a[of_highest] * less + b[of_highest]
+                )
             if linear in a:
-                out[linear] = a[linear] + b[linear] + jnp.where(left_wins, -b[mass], a[mass]) * step
+                out[linear] = a[linear] + b[linear] + loser(mass) * fall
         return tuple(out[name] for name in order)
 
     def reduced(arrays: Arrays, axes: tuple[int, ...]) -> Arrays:
@@ -273,6 +306,11 @@ def _one_reduction(
     for i in range(len(weights)):
         if f"linear {i}" in wanted:
             sums[f"linear {i}"] = fences.infinite(found[f"linear {i}"])
+        if f"seen {i}" in wanted:
+            highest = found[f"highest {i}"]
+            sums[f"beneath {i}"] = jnp.where(highest > low, highest - top, 0)
+            # NaN weights stay NaN.
+            sums[f"seen {i}"] = jnp.where((highest <= low) & (found[f"seen {i}"] > 0), 0, found[f"seen {i}"])
     return sums
 
 
@@ -281,7 +319,7 @@ LONGEST_ROW = 16384
 
 
 def _by_rows(reduce: Reduce, combine: Combine, arrays: Arrays) -> Arrays:
-    """Returns arrays reduced over the classes, which are neighbours in memory: in equal parts, and what is left over."""
+    """Returns arrays reduced over the classes, which are neighbours in memory: in equal parts and a rest."""
     last, size = arrays[0].ndim - 1, arrays[0].shape[-1]
     fewest = -(-size // LONGEST_ROW)
     if fewest == 1:
@@ -347,6 +385,11 @@ def _over_devices(wanted: Pass, z: Array, weights: tuple[Array | None, ...], loc
             sums[f"linear {i}"] = axis.psum(local[f"linear {i}"] + mass * step)
         if f"mass {i}" in wanted:
             sums[f"mass {i}"] = axis.psum(local[f"mass {i}"])
+        if f"seen {i}" in wanted:
+            highest = jnp.where(local[f"seen {i}"] > 0, local["top"] + local[f"beneath {i}"], fences.lowest(z.dtype))
+            over_all = axis.pmax(highest)
+            sums[f"beneath {i}"] = jnp.where(over_all > fences.lowest(z.dtype), over_all - top, 0)
+            sums[f"seen {i}"] = axis.psum(local[f"seen {i}"] * jnp.exp(highest - over_all))
     return sums
 
 
@@ -362,7 +405,10 @@ def pick(z: Array, narrow: Array, index: Array) -> Array:
 
 
 def _pick_on_mesh(narrow: Array, index: Array) -> Array:
-    """Returns logits that each device gathers from its own classes: JAX refuses a gather along an axis that is split."""
+    """Returns logits that each device gathers from its own classes.
+
+    JAX refuses a gather along an axis that an explicit mesh splits.
+    """
     sharding = jax.typeof(narrow).sharding
     *rows, classes = sharding.spec
     place = PartitionSpec(*rows, None)

@@ -81,7 +81,7 @@ def smoothed_ctc_loss(
     if prior is None:
         u: Target = Uniform()
     else:
-        u = as_target(prior if isinstance(prior, Target) else checks.as_class_values("prior", prior))
+        u = as_target(prior if isinstance(prior, Target) else checks.as_class_values("prior", prior, widened=False))
     shown = jnp.where(real[..., None], z, 0)
     paths = _ctc_loss(shown, 1 - real.astype(z.dtype), y, label_paddings, blank_id=blank_id)
     apart = jnp.sum(kl_divergence(z, u, where=real), axis=-1)

@@ -313,7 +313,7 @@ def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int,
     if prior is None:
         return Uniform(where)
     if not isinstance(prior, Target):
-        prior = checks.as_class_values("prior", prior)
+        prior = checks.as_class_values("prior", prior, widened=False)
         _check_rows("prior", prior, batch)
         if prior.ndim == 2 and prior.shape[0] == prior.shape[1] and batch == prior.shape[:1]:
             raise ValueError(

@@ -19,6 +19,7 @@ from jax_ls.class_axis import AxisName, align, multiply
 from jax_ls.logits import Batch, Logits, at_least
 from jax_ls.losses import as_loss_target, smoothed_target
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels
+from jax_ls.tangents import elementwise
 from jax_ls.targets import OneHot
 
 __all__ = ["asymmetric_loss", "bi_tempered_loss", "focal_loss", "logit_norm_loss", "poly_loss"]
@@ -306,13 +307,11 @@ def _newton(z: Logits, offset: Array, heavy: Array) -> Array:
     From the left, where the sum is above 1, no step goes too far.
     """
 
-    def powers(d: Array, offset: Array, heavy: Array) -> Array:
-        return jnp.exp(_log_exp_t(d - offset, heavy))
+    def powers(d: Array, offset: Array, heavy: Array) -> tuple[Array, Array]:
+        log_p = _log_exp_t(d - offset, heavy)
+        return jnp.exp(log_p), jnp.exp((1 + heavy) * log_p)
 
-    def slopes(d: Array, offset: Array, heavy: Array) -> Array:
-        return jnp.exp((1 + heavy) * _log_exp_t(d - offset, heavy))
-
-    total, slope = z.sum(powers, offset, heavy), z.sum(slopes, offset, heavy)
+    total, slope = z.sum(powers, offset, heavy)
     log_total = jnp.log(total)
     # log_t total, over its slope −total^−t · slope.
     return offset + _log_t(log_total, -heavy) * jnp.exp((1 + heavy) * log_total) / slope
@@ -375,14 +374,18 @@ def asymmetric_loss(
     """
     z = checks.as_array("logits", logits)
     checks.assert_kind("logits", z, float, "real numbers")
-    z = z.astype(checks.wide(z.dtype))
     y = checks.as_array("labels", labels)
     checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
     if ignore_index is not None:
         checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
         checks.check_integer("ignore_index", ignore_index)
         where = y != ignore_index if where is None else checks.as_where("where", where, z.shape) & (y != ignore_index)
-    y = checks.as_weight("labels", y).astype(z.dtype)
+    elif where is not None:
+        where = checks.as_where("where", where, z.shape)
+    weights = None
+    if class_weights is not None:
+        weights = checks.as_class_values("class_weights", class_weights)
+        checks.assert_shape("class_weights", weights, [z.shape[-1:]], f"{z.shape[-1:]}, one weight a class")
     numbers = {
         "smoothing": smoothing,
         "prior": prior,
@@ -390,15 +393,30 @@ def asymmetric_loss(
         "gamma_negative": checks.as_amount("gamma_negative", gamma_negative),
         "margin": checks.as_parameter("margin", margin, lambda x: (x >= 0) & (x < 1), "numbers in [0, 1)"),
     }
-    rows = [checks.as_broadcast(name, x, z) for name, x in numbers.items()]
+    numbers = {name: checks.as_weight(name, x) for name, x in numbers.items()}
+    for name, x in numbers.items():
+        checks.as_broadcast(name, x, z)
+    return _asymmetric_elements(z, y, numbers, where, weights)
+
+
+@elementwise
+def _asymmetric_elements(
+    z: Array, y: Array, numbers: dict[str, Array], where: Array | None, class_weights: Array | None
+) -> Array:
+    z = z.astype(checks.wide(z.dtype))
+    y = checks.as_weight("labels", y).astype(z.dtype)
+    rows = [
+        checks.as_broadcast(name, numbers[name], z)
+        for name in ("smoothing", "prior", "gamma_positive", "gamma_negative", "margin")
+    ]
     if where is not None:
-        where = checks.as_where("where", where, z.shape)
         z, y, *rows = (jnp.where(where, x, jnp.zeros((), x.dtype)) for x in (z, y, *rows))
     epsilon, base_rate, up, down, m = rows
     q = smooth_binary_labels(y, epsilon, prior=base_rate)
-    log_p, log_rest = -jax.nn.softplus(-z), -jax.nn.softplus(z)
+    tail = jnp.log1p(jnp.exp(-jnp.abs(z)))
+    log_p, log_rest = jnp.minimum(z, 0) - tail, -jnp.maximum(z, 0) - tail
     positive = -log_p * jnp.exp(up * log_rest)
-    over = jax.nn.sigmoid(z) - m
+    over = jnp.exp(log_p) - m
     counts = over > 0
     # log(1 − p + m), which is log(1 − p) for m = 0 down to where 1 − p is no number any more.
     log_m = jnp.log(jnp.where(m > 0, m, 1))
@@ -407,9 +425,7 @@ def asymmetric_loss(
     negative = jnp.where(counts | (m == 0), -log_missing * jnp.exp(down * log_over), 0)
     losses = multiply(q, positive) + multiply(1 - q, negative) + 0 * (up + down + m)
     if class_weights is not None:
-        weights = checks.as_class_values("class_weights", class_weights)
-        checks.assert_shape("class_weights", weights, [z.shape[-1:]], f"{z.shape[-1:]}, one weight a class")
-        losses = losses * align(weights, z.ndim).astype(z.dtype)
+        losses = losses * align(class_weights, z.ndim).astype(z.dtype)
     return losses if where is None else jnp.where(where, losses, 0)
 
 

@@ -39,27 +39,13 @@ TEMPORARIES_ON_MESH = 0.05
 CYCLES = {accelerators.ONE_HOT: 0.45, accelerators.INTEGER: 0.60}
 
 # Bars that are not reached, by device, dtype and row: passes of value and gradient, of the value, temporaries. The
-# figures are what was reached, so that none gets worse. Why, as the compiled programs show it:
-# - q, priors and masks (batch, K): Σ_k q_k and the number of classes are sums of their own. On a TPU the
-#   mask is written out in float32 for them.
-# - jensen: the backward pass takes two sums of one costly expression, which XLA writes out for both on the H100.
-# - squared_logits: the barrier before the backward pass parts it from the forward pass, which the plain formula shares.
-# - T (K, K): the largest logit among the classes that may be seen as y is a reduction of its own.
-# - axis=1: moving the classes last is a transposition, which XLA on GPU writes out for the variadic reduction.
+# figures are what was reached, so that none gets worse. The instructions that cause it:
+# - squared_logits: `optimization_barrier`, with which `jax.checkpoint` parts the backward from the forward pass. The
+#   plain formula reads the logits once for both.
+# - T (K, K) on a TPU: `gather_fusion` writes the rows of T out, in float32, and once more in the backward pass.
 MISSED = {
-    ("h100", "float32", "cross_entropy, q (batch, K)"): (7, None, 0.02),
-    ("h100", "bfloat16", "cross_entropy, q (batch, K)"): (7, None, 0.02),
-    ("h100", "bfloat16", "jensen"): (9, None, 2.01),
     **{(d, t, "squared_logits"): (3, None, 0.02) for d in ("h100", "v5e") for t in ("float32", "bfloat16")},
-    ("h100", "bfloat16", "forward_correction, T (K, K)"): (13, None, 0.02),
-    ("v5e", "float32", "forward_correction, T (K, K)"): (18, None, 4.1),
-    ("v5e", "bfloat16", "forward_correction, T (K, K)"): (28, None, 7.2),
-    ("v5e", "bfloat16", "class_where (batch, K)"): (10, 4.5, 2.01),
-    ("h100", "bfloat16", "class_where (batch, K)"): (5, 2, 0.02),
-    ("h100", "bfloat16", "prior Dense (batch, K)"): (7, 3, 0.02),
-    ("v5e", "bfloat16", "prior Dense (batch, K)"): (7, 3, 0.02),
-    ("h100", "bfloat16", "prior Rows"): (11, None, 0.02),
-    ("h100", "bfloat16", "axis=1"): (15, 13, 6.03),
+    ("v5e", "bfloat16", "forward_correction, T (K, K)"): (21, None, 3.1),
 }
 # The cycles of 65,536×1000 in bfloat16 on a v5e: 0.456 of optax's one-hot route.
 MISSED_CYCLES = {("v5e", (65536, 1000), "bfloat16", accelerators.ONE_HOT): 0.46}
@@ -183,7 +169,21 @@ def test_on_a_mesh_a_few_numbers_a_row_are_sent(mesh, layout, mode):
         for kind, sent in figures.collectives.items():
             # At most eight numbers a row, of each of eight devices.
             assert sent.bytes / sent.count <= 8 * 8 * 4 * rows, (kind, sent)
-    assert found.temporaries <= TEMPORARIES_ON_MESH
+    above = excess(f"{layout}, {mode}", found, PASSES["both"], PASSES["value"], TEMPORARIES_ON_MESH)
+    assert not above, "\n".join(above)
+
+
+@pytest.mark.parametrize("size", [19, 59, 1000])
+@pytest.mark.parametrize("device", [on("h100")])
+def test_columns_are_not_transposed_or_written_out(device, size):
+    """Of maps (batch, K, pixels). The few classes that no part takes are one more read, as the counter sees it."""
+    place = compile_for.devices(device)[0]
+    logits = compile_for.array((8, size, 65536), "bfloat16", place)
+    batch = plain.Batch(compile_for.array((8, 65536), "int32", place), compile_for.array((), "float32", place))
+    found = accelerators.Cost(lambda z, b: smoothed_cross_entropy(z, b.labels, b.smoothing, axis=1), logits, (batch,))
+    # Four sums of each part of the classes, and the loss of each pixel.
+    above = excess("axis=1", found, 4.05, 2.05, 4 * 4 * 4 / (2 * size))
+    assert not above, "\n".join(above)
 
 
 @pytest.mark.parametrize("device", [on("v5e"), on("h100")])
@@ -201,6 +201,9 @@ def test_passes_are_counted(device):
     def rows(x, labels):
         return x[labels].sum(axis=-1)
 
+    def narrow_rows(x, labels):
+        return x.astype(jnp.bfloat16)[labels].astype(jnp.float32).sum(axis=-1)
+
     def softmax_of_sorted(x):
         return jax.nn.softmax(jnp.sort(x, axis=-1), axis=-1)
 
@@ -209,6 +212,7 @@ def test_passes_are_counted(device):
     assert compile_for.figures(four_times, x).passes >= 8
     assert compile_for.figures(picked, x, labels).passes == pytest.approx(0, abs=0.01)
     assert compile_for.figures(rows, x, labels).passes >= 1
+    assert compile_for.figures(narrow_rows, x, labels).passes >= 1
     held = compile_for.figures(softmax_of_sorted, x)
     assert held.passes >= 5
     assert held.temporaries >= x.size * 4

@@ -183,18 +183,13 @@ def early_learning(
     """
     batch, y = open_labels(logits, labels, where, ignore_index, class_where, z_loss, axis, class_axis_name)
     if not isinstance(averages, Target):
-        averages = batch.classes_last(checks.as_class_values("averages", averages))
+        averages = batch.classes_last(checks.as_class_values("averages", averages, widened=False))
         checks.assert_shape("averages", averages, [batch.logits.shape], f"{batch.logits.shape}, the logits' shape")
     weight = checks.as_batch_numbers("weight", weight, batch.shape)
     return batch.apply(_early_learning, y=y, averages=as_target(averages), weight=weight)
 
 
 def _early_learning(z: Logits, y: Array, averages: Target, weight: Array) -> Array:
-    t = lax.stop_gradient(z.probs(averages))
-
-    # Σ_k p_k (1 − t_k), where 1 − Σ_k p_k t_k would cancel.
-    def term(d: Array, log_total: Array, sure: Array) -> Array:
-        return jnp.exp(d - log_total) * (1 - sure * t)
-
-    apart = z.sum(term, z.log_total, 1 - SURE)
-    return -z.log_prob(y) + weight.astype(z.dtype) * jnp.log(apart)
+    # log Σ_k p_k (1 − t_k): 1 − Σ_k p_k t_k would cancel.
+    apart = z.log_sum(1 - (1 - SURE) * lax.stop_gradient(z.probs(averages))) - z.log_total
+    return -z.log_prob(y) + weight.astype(z.dtype) * apart
