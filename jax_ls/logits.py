@@ -340,13 +340,14 @@ class _LogitsAxis(ClassAxis):
     logits: Any = None
 
     def mean(self, values: Array | None) -> Array:
-        if values is self.logits.values and self.weights is None and self._is_read_by_row(self.where):
-            return self.logits._of_weights("linear", self.where) / self.mass(self.where)
+        where = self.where
+        if values is self.logits.values and self.weights is None and where is not None and self._is_read_by_row(where):
+            return self.logits._of_weights("linear", where) / self.mass(where)
         return super().mean(values)
 
     def dot(self, q: Array, values: Array | None) -> Array:
         if values is self.logits.values and self.where is None and self.weights is None:
-            return self.sum(values, q)
+            return self.logits._of_weights("linear", q)
         return super().dot(q, values)
 
     def mass(self, q: Array) -> Array:
@@ -355,9 +356,9 @@ class _LogitsAxis(ClassAxis):
     def sum(self, values: Array, q: Array | None) -> Array:
         return self.logits._of_weights("linear", q) if values is self.logits.values else super().sum(values, q)
 
-    def _is_read_by_row(self, x: Array | None) -> bool:
+    def _is_read_by_row(self, x: Array) -> bool:
         """Whether `x` has a number for each logit: then the pass over the logits reads it."""
-        return x is not None and x.ndim == self.logits.values.ndim
+        return x.ndim == self.logits.values.ndim
 
     def take(self, values: Array, labels: Array) -> Array:
         if values is not self.logits.values:

@@ -170,9 +170,10 @@ def _separate_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) ->
         if w is not None and f"seen {i}" in wanted:
             beneath = jnp.max(jnp.where(_shown(w, z) > 0, z, -jnp.inf), axis=-1, initial=-jnp.inf) - top
             beneath = fences.end_of_sum(jnp.where(jnp.isfinite(beneath), beneath, 0))
-            (below,) = fences.unshared(top + beneath)
+            # In this order the difference is 0 for the class that is beneath the maximum by as much.
+            row_top, row_beneath = (x[..., None] for x in fences.unshared(top, beneath))
             sums[f"beneath {i}"] = beneath
-            sums[f"seen {i}"] = summed(_shown(w, z) * jnp.exp(jnp.minimum(z - below[..., None], 60)))
+            sums[f"seen {i}"] = summed(_shown(w, z) * jnp.exp(jnp.minimum((z - row_top) - row_beneath, 60)))
     return sums
 
 

@@ -43,11 +43,11 @@ LOSSES = {
     "labels": lambda z: cross_entropy(z, LABELS),
     "prior (batch, K)": smoothed(prior=EACH_PRIOR),
     "prior (batch, K) and classes": smoothed(prior=EACH_PRIOR, class_where=EXISTS),
-    "q (batch, K)": lambda z: cross_entropy(z, 2 * Dense(EACH_PRIOR)),
+    "q (batch, K)": lambda z: cross_entropy(z, 2 * Dense(jnp.asarray(EACH_PRIOR))),
     "classes (K,)": smoothed(class_where=CLASSES, z_loss=0.1, where=WHERE),
     "prior and weights": smoothed(prior=TABLE[0], class_weights=WEIGHTS, spread="others", class_where=CLASSES),
-    "rows": smoothed(prior=Rows(TABLE, LABELS)),
-    "sparse": smoothed(prior=Sparse(np.stack([LABELS, LABELS * 0], axis=-1), np.full((N, 2), 0.5, np.float32))),
+    "rows": smoothed(prior=Rows(jnp.asarray(TABLE), jnp.asarray(LABELS))),
+    "sparse": smoothed(prior=Sparse(jnp.stack([LABELS, 0 * LABELS], axis=-1), jnp.full((N, 2), 0.5))),
     "confidence_penalty": lambda z: penalties.confidence_penalty(z, 0.1),
     "confidence_penalty, few classes": lambda z: penalties.confidence_penalty(z, 0.1, class_where=np.arange(K) > 30),
     "likeliest": lambda z: on_logits(lambda z: z.pick(z.likeliest) - z.top, z),
@@ -130,7 +130,7 @@ def test_derivatives_in_numbers_of_the_row_and_in_priors(platform):
             function(*x) for x in (given, ahead, behind)
         )
         slope = sum(jnp.vdot(g, dx) for g, dx in zip(gradient, direction, strict=True))
-        np.testing.assert_allclose([slope, changes[0]], (after - before) / 2, rtol=1e-5)
+        np.testing.assert_allclose(jnp.stack([jnp.asarray(slope), changes[0]]), (after - before) / 2, rtol=1e-5)
         for change, x, y in zip(changes[1], gradient_after, gradient_before, strict=True):
             np.testing.assert_allclose(change, (x - y) / 2, rtol=1e-4, atol=1e-9)
 
