@@ -43,9 +43,15 @@ CYCLES = {accelerators.ONE_HOT: 0.45, accelerators.INTEGER: 0.60}
 # - squared_logits: `optimization_barrier`, with which `jax.checkpoint` parts the backward from the forward pass. The
 #   plain formula reads the logits once for both.
 # - T (K, K) on a TPU: `gather_fusion` writes the rows of T out, in float32, and once more in the backward pass.
+# - smoothed_ctc_loss: the `reduce` of KL(u ‖ p) is one more read than that of the plain formula, which takes lse from
+#   `optax.ctc_loss`. In bfloat16 that function gets float32 logits: its fusions share the `convert`, which is written.
 MISSED = {
     **{(d, t, "squared_logits"): (3, None, 0.02) for d in ("h100", "v5e") for t in ("float32", "bfloat16")},
     ("v5e", "bfloat16", "forward_correction, T (K, K)"): (21, None, 3.1),
+    ("v5e", "float32", "smoothed_ctc_loss"): (10, None, 0.02),
+    ("v5e", "bfloat16", "smoothed_ctc_loss"): (19, None, 4.03),
+    ("h100", "float32", "smoothed_ctc_loss"): (12, None, 0.05),
+    ("h100", "bfloat16", "smoothed_ctc_loss"): (20, None, 4.05),
 }
 # The cycles of 65,536×1000 in bfloat16 on a v5e: 0.456 of optax's one-hot route.
 MISSED_CYCLES = {("v5e", (65536, 1000), "bfloat16", accelerators.ONE_HOT): 0.46}
@@ -182,7 +188,7 @@ def test_columns_are_not_transposed_or_written_out(device, size):
     batch = plain.Batch(compile_for.array((8, 65536), "int32", place), compile_for.array((), "float32", place))
     found = accelerators.Cost(lambda z, b: smoothed_cross_entropy(z, b.labels, b.smoothing, axis=1), logits, (batch,))
     # Four sums of each part of the classes, and the loss of each pixel.
-    above = excess("axis=1", found, 4.05, 2.05, 4 * 4 * 4 / (2 * size))
+    above = excess("axis=1", found, 4.05, 2.05, 4 * 4 * 4 / (2 * size) + TEMPORARIES)
     assert not above, "\n".join(above)
 
 
