@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "noise": f"{CORE} logits smoothing",
     "calibration": f"{CORE} logits losses reductions running_sums",
     "preferences": f"{CORE} smoothing losses linear",
+    "compat": f"{CORE} smoothing reductions losses",
     "plotting": f"{CORE} calibration sweeps",
     "nnx": f"{CORE} losses adaptive online calibration",
 }
@@ -107,7 +108,7 @@ def test_the_contract_is_public_and_nothing_private_is():
 
 def test_submodules_are_public():
     expected = {"adaptive", "calibration", "noise", "online", "penalties", "preferences", "priors", "schedules"}
-    expected |= {"sweeps", "values"}
+    expected |= {"compat", "sweeps", "values"}
     assert set(SUBMODULES) >= expected
     for name in ("targets", "smoothing", "losses", "reductions"):
         module = importlib.import_module(f"jax_ls.{name}")
