@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "variants": f"{CORE} logits smoothing losses",
     "sequences": f"{CORE} losses smoothing",
     "mixing": "checks targets",
-    "linear": f"{CORE} smoothing losses reductions",
+    "linear": f"{CORE} logits smoothing losses reductions",
     "schedules": "checks",
     "priors": CORE,
     "values": CORE,
@@ -265,7 +265,10 @@ OPTIONS = {
     "kl_divergence": LABELLED | {"class_weights"},
     "smoothed_cross_entropy": LABELLED
     | {"class_weights", "prior", "spread", "batch_axis_name", "reduction", "relative", "return_parts"},
-    "linear_cross_entropy": (LABELLED | {"class_weights", "prior", "spread", "batch_axis_name"}) - {"axis"},
+    "linear_cross_entropy": (
+        LABELLED | {"class_weights", "prior", "spread", "batch_axis_name", "relative", "return_parts"}
+    )
+    - {"axis"},
     "sigmoid_cross_entropy": {"where", "ignore_index", "class_weights"},
     **{f"noise.{name}": LABELLED for name in ("forward_correction", "backward_correction", "label_relaxation")},
     "noise.bootstrap": LABELLED,
