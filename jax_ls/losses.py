@@ -207,7 +207,8 @@ def smoothed_cross_entropy(
         operands["epsilon"] = checks.as_weight("smoothing", smoothing)
     if batch.z_loss is not None:
         operands["z_weight"], batch = batch.z_loss, replace(batch, z_loss=None)
-    formula = SmoothedLoss((spread if closed else "summed") if relative else None, return_parts)
+    by_class = isinstance(hard, OneHot) and class_weights is not None
+    formula = SmoothedLoss((spread if closed else "summed") if relative else None, return_parts, by_class)
     found, counts = batch.apply(formula, **operands)
     return reduce_counted(found, counts, reduction, batch_axis_name)
 
@@ -219,10 +220,12 @@ class SmoothedLoss:
     Args:
       entropy: None, or how H(q) is found where it is not given: from ε for a `spread`, or "summed" over the classes.
       parts: whether to return `LossParts`.
+      by_class: whether an example counts as much as the class of its label weighs; otherwise each counts 1.
     """
 
     entropy: str | None
     parts: bool
+    by_class: bool = False
 
     def __call__(
         self,
@@ -244,8 +247,7 @@ class SmoothedLoss:
             loss = loss + z.negentropy(q)
         penalty = jnp.zeros_like(loss) if z_weight is None else z_weight.astype(loss.dtype) * jnp.square(z.lse)
         loss = loss if z_weight is None else loss + penalty
-        counts = z.mass(hard) if isinstance(hard, OneHot) else jnp.ones_like(loss)
-        counts = jnp.broadcast_to(counts, loss.shape)
+        counts = jnp.broadcast_to(z.mass(hard), loss.shape) if self.by_class else jnp.ones_like(loss)
         return (LossParts(loss, _cross_entropy(z, hard or q), penalty, z.lse) if self.parts else loss), counts
 
 

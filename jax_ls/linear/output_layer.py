@@ -79,8 +79,7 @@ def linear_cross_entropy(
       hidden: (*batch, D), any float dtype; products accumulate in float32.
       kernel: (D, K), or (K, D) if `transposed`, as tied embeddings lie.
       target: a `Target`, or integers (*batch,); smoothed by `smoothing`, `prior`, `spread` as in `smooth`.
-      bias: (K,).
-      weights: (*batch,); a mean divides by their sum, over all devices; a token of weight 0 is absent.
+      bias, weights: (K,) and (*batch,). A mean divides by Σ weights over all devices; a token of weight 0 is absent.
       where, ignore_index: tokens that do not count, booleans (*batch,) and a label: as weights of 0.
       class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,) and a number.
       relative, return_parts: as in `smoothed_cross_entropy`; of the parts, only the loss has a derivative.
@@ -151,10 +150,9 @@ def linear_cross_entropy(
         )
     summed = relative and not closed
     if summed and plan == "classes":
-        came = type(hard).__name__
         raise TypeError(
-            f"relative: expected integer labels, no prior and no class_weights in class blocks, got {came} smoothed by "
-            f'{prior!r}, {class_weights!r}: plan="tokens"'
+            f"relative: expected integer labels, no prior, no class_weights in class blocks, got {type(hard).__name__}"
+            f', {checks.describe(prior)}, {checks.describe(class_weights)}: plan="tokens"'
         )
     if return_parts:
         operands["hard"] = hard

@@ -54,7 +54,8 @@ for _ in range(30):
 print(f"loss {first:.3f} -> {value:.3f}")
 assert value < 0.7 * first
 
-same = jax.tree.map(np.testing.assert_allclose, jax.grad(ported)(parameters), jax.grad(rewritten)(parameters))
+for name, gradient in jax.grad(ported)(parameters).items():
+    np.testing.assert_allclose(gradient, jax.grad(rewritten)(parameters)[name], rtol=1e-5, atol=1e-7)
 kept = masks != 255
 hits = network(parameters, images).argmax(1) == masks
 print(f"accuracy {hits[kept].mean():.1%} of the pixels that are no void")
