@@ -127,7 +127,7 @@ class LabelSmoothing:
       >>> criterion = compat.LabelSmoothing(size=5, padding_idx=0, smoothing=0.4)
       >>> log_p = jnp.log(jnp.array([[0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1]]))
       >>> print(criterion(log_p, jnp.array([2, 0])).round(4))
-      0.0504
+      0.1151
     """
 
     size: int

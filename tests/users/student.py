@@ -38,9 +38,9 @@ train, test = slice(0, 1500), slice(1500, None)
 
 model = Network(nnx.Rngs(0))
 optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
-annealed = optax.cosine_decay_schedule(0.2, 90)
+annealed = optax.cosine_decay_schedule(0.2, 250)
 
-for step in range(90):
+for step in range(250):
     batch = jax.random.randint(jax.random.key(step), (128,), 0, 1500)
     value = train_step(model, optimizer, images[batch], labels[batch], annealed(step))
 
