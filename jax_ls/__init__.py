@@ -10,6 +10,7 @@ import typing as _typing
 from jax_ls import (
     adaptive,
     calibration,
+    compat,
     mixing,
     noise,
     online,
@@ -56,6 +57,7 @@ __all__ = [
     "bi_tempered_loss",
     "calibration",
     "chunked_loss",
+    "compat",
     "cross_entropy",
     "focal_loss",
     "kl_divergence",

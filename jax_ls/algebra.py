@@ -87,7 +87,17 @@ class Target:
         return Weighted(self, checks.as_class_values("class_weights", class_weights))
 
     def per_example(self) -> list[bool]:
-        """Returns for each leaf of the tree whether it has an entry for each example; other leaves are shared."""
+        """Returns for each leaf of the tree whether it has an entry for each example; other leaves are shared.
+
+        `jax.vmap` and `jax.shard_map` ask for that. It is simplest to make the target inside, from the labels; to pass
+        one in, give an axis to each leaf, or P("data") and P():
+
+        Example:
+          >>> q = smooth(jnp.array([1, 0]), 0.5)
+          >>> axes = jax.tree.unflatten(jax.tree.structure(q), [0 if each else None for each in q.per_example()])
+          >>> jax.vmap(lambda q: q.probs(2), in_axes=(axes,))(q).tolist()
+          [[0.25, 0.75], [0.75, 0.25]]
+        """
         flags = []
         children, _ = jax.tree_util.tree_flatten_with_path(self, is_leaf=lambda x: x is not self)
         for (key,), field in children:

@@ -22,6 +22,7 @@ from jax_ls.targets import OneHot, as_target
 
 __all__ = [
     "LossParts",
+    "SmoothedLoss",
     "as_loss_target",
     "cross_entropy",
     "kl_divergence",
@@ -206,37 +207,55 @@ def smoothed_cross_entropy(
         operands["epsilon"] = checks.as_weight("smoothing", smoothing)
     if batch.z_loss is not None:
         operands["z_weight"], batch = batch.z_loss, replace(batch, z_loss=None)
-    formula = _SmoothedLoss((spread if closed else "summed") if relative else None, return_parts)
+    by_class = isinstance(hard, OneHot) and class_weights is not None
+    formula = SmoothedLoss((spread if closed else "summed") if relative else None, return_parts, by_class)
     found, counts = batch.apply(formula, **operands)
     return reduce_counted(found, counts, reduction, batch_axis_name)
 
 
 @dataclass(frozen=True)
-class _SmoothedLoss:
-    """The formula of `smoothed_cross_entropy` with parts, and what each example adds to the divisor of a mean. Static.
+class SmoothedLoss:
+    """The formula of a smoothed loss and its parts, and of what each example adds to the divisor of a mean. Static.
 
     Args:
-      entropy: None, or how H(q) is found: by the formula for a `spread`, or "summed" over the classes.
+      entropy: None, or how H(q) is found where it is not given: from ε for a `spread`, or "summed" over the classes.
       parts: whether to return `LossParts`.
+      by_class: whether an example counts as much as the class of its label weighs; otherwise each counts 1.
     """
 
     entropy: str | None
     parts: bool
+    by_class: bool = False
 
     def __call__(
-        self, z: Logits, q: Target, hard: Target, epsilon: Array | None = None, z_weight: Array | None = None
+        self,
+        z: Any,
+        q: Target,
+        hard: Target | None = None,
+        epsilon: Array | None = None,
+        entropy: Array | None = None,
+        z_weight: Array | None = None,
     ) -> tuple[Any, Array]:
-        loss = z.cross_entropy(q)
+        """Returns (the loss or its parts, counts), (*batch,) each, for `Logits` or what stands for them."""
+        loss = _cross_entropy(z, q)
         if epsilon is not None:
             spread = "others" if self.entropy == "others" else "all"
-            loss = loss - entropy_of_smoothed(epsilon.astype(z.dtype), z.num_classes, spread)
-        elif self.entropy is not None:
+            entropy = entropy_of_smoothed(epsilon.astype(z.dtype), z.num_classes, spread)
+        if entropy is not None:
+            loss = loss - entropy.astype(loss.dtype)
+        elif self.entropy == "summed":
             loss = loss + z.negentropy(q)
-        penalty = jnp.zeros_like(loss) if z_weight is None else z_weight.astype(z.dtype) * jnp.square(z.lse)
+        penalty = jnp.zeros_like(loss) if z_weight is None else z_weight.astype(loss.dtype) * jnp.square(z.lse)
         loss = loss if z_weight is None else loss + penalty
-        counts = z.mass(hard) if isinstance(hard, OneHot) else jnp.ones_like(loss)
-        counts = jnp.broadcast_to(counts, loss.shape)
-        return (LossParts(loss, z.cross_entropy(hard), penalty, z.lse) if self.parts else loss), counts
+        counts = jnp.broadcast_to(z.mass(hard), loss.shape) if self.by_class else jnp.ones_like(loss)
+        return (LossParts(loss, _cross_entropy(z, hard or q), penalty, z.lse) if self.parts else loss), counts
+
+
+def _cross_entropy(z: Any, q: Target) -> Array:
+    """Returns M · lse(z) − ⟨q, z⟩ of logits, or of the sums that class blocks take."""
+    # The product first: it says by name what does not fit.
+    dot = z.dot(q)
+    return z.mass(q) * z.log_total - dot
 
 
 def smoothed_target(

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "variants": f"{CORE} logits smoothing losses tangents",
     "sequences": f"{CORE} losses smoothing",
     "mixing": "checks targets",
-    "linear": f"{CORE} smoothing losses reductions",
+    "linear": f"{CORE} logits smoothing losses reductions",
     "schedules": "checks",
     "priors": CORE,
     "values": CORE,
@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "noise": f"{CORE} logits smoothing",
     "calibration": f"{CORE} logits losses reductions running_sums",
     "preferences": f"{CORE} smoothing losses linear",
+    "compat": f"{CORE} smoothing reductions losses",
     "plotting": f"{CORE} calibration sweeps",
     "nnx": f"{CORE} losses adaptive online calibration",
 }
@@ -109,7 +110,7 @@ def test_the_contract_is_public_and_nothing_private_is():
 
 def test_submodules_are_public():
     expected = {"adaptive", "calibration", "noise", "online", "penalties", "preferences", "priors", "schedules"}
-    expected |= {"sweeps", "values"}
+    expected |= {"compat", "sweeps", "values"}
     assert set(SUBMODULES) >= expected
     for name in ("targets", "smoothing", "losses", "reductions"):
         module = importlib.import_module(f"jax_ls.{name}")
@@ -266,7 +267,10 @@ OPTIONS = {
     "kl_divergence": LABELLED | {"class_weights"},
     "smoothed_cross_entropy": LABELLED
     | {"class_weights", "prior", "spread", "batch_axis_name", "reduction", "relative", "return_parts"},
-    "linear_cross_entropy": (LABELLED | {"class_weights", "prior", "spread", "batch_axis_name"}) - {"axis"},
+    "linear_cross_entropy": (
+        LABELLED | {"class_weights", "prior", "spread", "batch_axis_name", "relative", "return_parts"}
+    )
+    - {"axis"},
     "sigmoid_cross_entropy": {"where", "ignore_index", "class_weights"},
     **{f"noise.{name}": LABELLED for name in ("forward_correction", "backward_correction", "label_relaxation")},
     "noise.bootstrap": LABELLED,

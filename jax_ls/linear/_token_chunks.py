@@ -11,6 +11,7 @@ over the devices once, after the loop.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ def each(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
 
     chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
     rows = jax.lax.map(lambda chunk: step(chunk, kernel, shared.others), chunks)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
+    return jax.tree.map(lambda x: _in_order(jnp.moveaxis(x, 0, 1)), rows)
 
 
 def logits_of(plan: Plan, chunk: Tokens, shared: Shared) -> jax.Array:
@@ -109,7 +110,12 @@ def _sweep(step: Callable[..., tuple[Tree, Tree]], chunks: int) -> tuple[Tree, T
         return (jax.tree.map(jnp.add, carry[0], sums), jax.tree.map(put, carry[1], rows)), None
 
     (sums, rows), _ = jax.lax.scan(body, start, jnp.arange(chunks))
-    return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    return sums, jax.tree.map(_in_order, rows)
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+    """Returns (n, C, ...) as (n · C, ...)."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _zeros(x: jax.ShapeDtypeStruct, chunks: int | None = None) -> jax.Array:
@@ -119,11 +125,17 @@ def _zeros(x: jax.ShapeDtypeStruct, chunks: int | None = None) -> jax.Array:
     return jax.lax.pcast(zeros, varying, to="varying") if varying else zeros
 
 
-def split(tokens: Tokens, batch_rank: int, chunks: int) -> Tokens:
-    """Returns arrays (*batch, ...) as (n, C, ...); tokens of zeros and weight 0 fill the last chunk."""
+def split(tokens: Tokens, batch_rank: int, chunks: int, size: int | None = None) -> Tokens:
+    """Returns arrays (*batch, ...) as (n, C, ...); tokens of zeros and weight 0 fill the last chunk.
+
+    `size` is n where the number of tokens is symbolic.
+    """
 
     def one(x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, *x.shape[batch_rank:])
+        x = x.reshape(math.prod(x.shape[:batch_rank]), *x.shape[batch_rank:])
+        if size is not None:
+            x = jnp.concatenate([x, jnp.zeros((chunks * size - x.shape[0], *x.shape[1:]), x.dtype)])
+            return x.reshape(size, chunks, *x.shape[1:])
         ragged = -x.shape[0] % chunks
         x = jnp.pad(x, [(0, ragged)] + [(0, 0)] * (x.ndim - 1)) if ragged else x
         return x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:])

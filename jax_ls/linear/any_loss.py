@@ -32,7 +32,7 @@ from jax_ls.linear._arguments import (
 )
 from jax_ls.linear._block_logits import on_blocks
 from jax_ls.linear._meshes import Layout
-from jax_ls.linear.plan import block_sizes, chunk_count
+from jax_ls.linear.plan import block_sizes, chunk_count, symbolic_chunk_size
 from jax_ls.reductions import Reduction, normalizer, sum_over_devices
 
 __all__ = ["Options", "by_class_blocks", "by_token_chunks", "chunked_loss"]
@@ -191,9 +191,11 @@ def by_token_chunks(loss: Callable[..., Any], options: Options, operands: dict[s
         losses, aux = _checked_output(out, options.has_aux, logits.shape[:-1])
         return (losses, aux) if batch else jax.tree.map(lambda x: x[None], (losses, aux))
 
-    parts = chunk_count(math.prod(batch), h.shape[-1], num_classes, options.chunk_size)
+    count_of_tokens = math.prod(batch)
+    parts = chunk_count(count_of_tokens, h.shape[-1], num_classes, options.chunk_size)
+    size = None if isinstance(count_of_tokens, int) else symbolic_chunk_size(h.shape[-1], options.chunk_size)
     tokens = fences.varying(chunks.Tokens(h, w if counts_late else w / count, own), over_tokens)
-    tokens = chunks.split(tokens, len(batch), parts)
+    tokens = chunks.split(tokens, len(batch), parts, size)
     plan = chunks.Plan(
         on_logits, parts, options.transposed, layout.gathering, at_least(options.accumulate, k.dtype), over_tokens
     )

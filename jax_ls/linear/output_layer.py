@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName
+from jax_ls.class_axis import AxisName, ClassAxis, multiply
 from jax_ls.linear._arguments import (
     as_accumulate,
     as_layer,
@@ -28,10 +28,11 @@ from jax_ls.linear._block_logits import BlockLogits
 from jax_ls.linear._meshes import Layout
 from jax_ls.linear.any_loss import Options, by_class_blocks, by_token_chunks
 from jax_ls.linear.plan import Plan, chosen
-from jax_ls.losses import cross_entropy
-from jax_ls.reductions import Reduction, normalizer
-from jax_ls.smoothing import Prior, Spread, smooth
-from jax_ls.targets import Dense, Rows, as_target
+from jax_ls.logits import Batch
+from jax_ls.losses import LossParts, SmoothedLoss
+from jax_ls.reductions import Reduction, normalizer, sum_over_devices
+from jax_ls.smoothing import Prior, Spread, entropy_of_smoothed, smooth
+from jax_ls.targets import Dense, OneHot, Rows, as_target
 
 __all__ = ["linear_cross_entropy"]
 
@@ -52,6 +53,8 @@ def linear_cross_entropy(
     class_where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
+    relative: bool = False,
+    return_parts: bool = False,
     softcap: float | None = None,
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
@@ -64,7 +67,7 @@ def linear_cross_entropy(
     kernel_spec: PartitionSpec | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: AxisName | None = None,
-) -> Array:
+) -> Any:
     """Returns the `cross_entropy` of an output layer, z = hidden · kernel + bias, without ever holding all logits.
 
     Two plans give the same numbers. Token chunks take three matrix products and hold the logits of a chunk and, for a
@@ -76,10 +79,10 @@ def linear_cross_entropy(
       hidden: (*batch, D), any float dtype; products accumulate in float32.
       kernel: (D, K), or (K, D) if `transposed`, as tied embeddings lie.
       target: a `Target`, or integers (*batch,); smoothed by `smoothing`, `prior`, `spread` as in `smooth`.
-      bias: (K,).
-      weights: (*batch,); a mean divides by their sum, over all devices; a token of weight 0 is absent.
+      bias, weights: (K,) and (*batch,). A mean divides by Σ weights over all devices; a token of weight 0 is absent.
       where, ignore_index: tokens that do not count, booleans (*batch,) and a label: as weights of 0.
       class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,) and a number.
+      relative, return_parts: as in `smoothed_cross_entropy`; of the parts, only the loss has a derivative.
       softcap: c, for c · tanh(z / c) in place of z.
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       plan: "tokens" with `chunk_size` tokens, "classes" with `block_size` classes, or "auto"; None: from the shapes.
@@ -90,7 +93,7 @@ def linear_cross_entropy(
       class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global.
 
     Returns:
-      A number; with "none", (*batch,). A label that names no class makes it NaN, all of it if reduced.
+      A number, or `LossParts`; with "none", (*batch,). A label that names no class makes it NaN, all if reduced.
 
     Raises:
       ValueError: a layout that no plan serves, with the `reshard` that mends it.
@@ -121,6 +124,7 @@ def linear_cross_entropy(
         checks.assert_target("target", target, logits)
     if ignore_index is not None:
         where = _kept(target, where, ignore_index)
+    hard = as_target(target)
     plain = isinstance(smoothing, int | float) and smoothing == 0 and prior is None
     if not plain:
         # A uniform prior takes its classes from the loss.
@@ -138,10 +142,24 @@ def linear_cross_entropy(
         "denominator": denominator,
     } | _shared(logits.shape[-1:], class_where, class_weights, z_loss)
     per_token(q, h.shape[:-1])
+    # Of uniform smoothing H(q) is known before the logits are. Else it is a sum over classes that token chunks take.
+    closed = isinstance(hard, OneHot) and prior is None and class_weights is None
+    if relative and closed:
+        operands["entropy"] = _entropy(
+            smoothing, spread, operands.get("class_where"), num_classes, layout, h.shape[:-1]
+        )
+    summed = relative and not closed
+    if summed and plan == "classes":
+        raise TypeError(
+            f"relative: expected integer labels, no prior, no class_weights in class blocks, got {type(hard).__name__}"
+            f', {checks.describe(prior)}, {checks.describe(class_weights)}: plan="tokens"'
+        )
+    if return_parts:
+        operands["hard"] = hard
     tokens = math.prod(h.shape[:-1]) // _split(layout)
     options = Options(
-        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(q)),
-        False,
+        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(q) or summed),
+        return_parts,
         reduction,
         chunk_size,
         block_size,
@@ -155,39 +173,79 @@ def linear_cross_entropy(
         if size is not None:
             checks.check_size(name, size)
     normalizer(jnp.ones(()), reduction, denominator=denominator)
-    return _linear_cross_entropy(options, operands)
+    return _linear_cross_entropy(options, SmoothedLoss("summed" if summed else None, return_parts), operands)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _linear_cross_entropy(options: Options, operands: dict[str, Any]) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _linear_cross_entropy(options: Options, formula: SmoothedLoss, operands: dict[str, Any]) -> Any:
     """Compiled once for the same options and shapes."""
     out_specs = options.layout.batch if options.reduction == "none" else PartitionSpec()
     run = _by_class_blocks if options.plan == "classes" else _by_token_chunks
-    return options.layout.local(functools.partial(run, options), operands, out_specs)
+    return options.layout.local(functools.partial(run, options, formula), operands, out_specs)
 
 
-def _by_token_chunks(options: Options, operands: dict[str, Any]) -> Array:
-    shared = {name: operands[name] for name in ("class_where", "class_weights", "z_loss") if name in operands}
+def _by_token_chunks(options: Options, formula: SmoothedLoss, operands: dict[str, Any]) -> Any:
+    shared = {name: operands.get(name) for name in ("class_where", "class_weights", "z_loss")}
     shared = fences.varying(shared, fences.varying_axes(operands["hidden"]))
-    class_axis_name = options.layout.class_axis_name
+    z_weight, class_axis_name = shared.pop("z_loss"), options.layout.class_axis_name
     weights, counted = _weights(operands)
 
-    def loss(logits: Array, target: Target, counted: Array | None) -> Array:
-        return cross_entropy(logits, target, where=counted, class_axis_name=class_axis_name, **shared)
+    def loss(logits: Array, q: Target, hard: Target | None, entropy: Array | None, counted: Array | None) -> Any:
+        batch = Batch.of(logits, counted, **shared, z_loss=0.0, axis=-1, class_axis_name=class_axis_name)
+        given = {"q": q, "hard": hard, "entropy": entropy, "z_weight": z_weight}
+        return _with_parts(formula, batch.apply(formula, **{name: x for name, x in given.items() if x is not None}))
 
-    given = {"arguments": (operands["target"], counted), "weights": weights}
-    return by_token_chunks(loss, options, operands | given)
+    arguments = (operands["target"], operands.get("hard"), operands.get("entropy"), counted)
+    found = by_token_chunks(loss, options, operands | {"arguments": arguments, "weights": weights})
+    return _reduced_parts(options, found, weights, operands)
 
 
-def _by_class_blocks(options: Options, operands: dict[str, Any]) -> Array:
-    z_loss = operands.get("z_loss")
+def _by_class_blocks(options: Options, formula: SmoothedLoss, operands: dict[str, Any]) -> Any:
+    z_weight, weights = operands.get("z_loss"), _weights(operands)[0]
 
-    def loss(z: BlockLogits, q: Target) -> Array:
-        losses = z.mass(q) * z.log_total - z.dot(q)
-        return losses if z_loss is None else losses + z_loss.astype(losses.dtype) * jnp.square(z.lse)
+    def loss(z: BlockLogits, q: Target, hard: Target | None, entropy: Array | None) -> Any:
+        return _with_parts(formula, formula(z, q, hard, entropy=entropy, z_weight=z_weight))
 
-    given = {"arguments": (operands["target"],), "weights": _weights(operands)[0]}
-    return by_class_blocks(loss, options, operands | given)
+    arguments = (operands["target"], operands.get("hard"), operands.get("entropy"))
+    found = by_class_blocks(loss, options, operands | {"arguments": arguments, "weights": weights})
+    return _reduced_parts(options, found, weights, operands)
+
+
+def _with_parts(formula: SmoothedLoss, found: tuple[Any, Array]) -> Any:
+    """Returns the losses of a formula; with parts, (losses, the other parts)."""
+    losses = found[0]
+    return (losses.loss, jax.lax.stop_gradient(tuple(losses[1:]))) if formula.parts else losses
+
+
+def _reduced_parts(options: Options, found: Any, weights: Array | None, operands: dict[str, Any]) -> Any:
+    """Returns the loss; with parts, all of them as the loss is reduced."""
+    if not options.has_aux:
+        return found
+    loss, parts = found
+    axis = options.batch_axis_name
+    w = jnp.ones_like(parts[0]) if weights is None else weights.astype(parts[0].dtype)
+    count = normalizer(w, options.reduction, denominator=operands["denominator"], batch_axis_name=axis)
+
+    def reduced(x: Array) -> Array:
+        x = multiply(w, x)
+        return x if options.reduction == "none" else sum_over_devices(jnp.sum(x), axis) / count
+
+    return LossParts(loss, *jax.lax.stop_gradient([reduced(x) for x in parts]))
+
+
+def _entropy(
+    smoothing: ArrayLike,
+    spread: Spread,
+    class_where: Array | None,
+    num_classes: int,
+    layout: Layout,
+    batch: tuple[int, ...],
+) -> Array:
+    """Returns H(q) of labels that are smoothed uniformly over all classes, (*batch,)."""
+    # Outside a mesh of its own, the call sees the classes of one device.
+    axis = ClassAxis(num_classes, where=class_where, class_axis_name=None if layout.mesh else layout.class_axis_name)
+    epsilon = checks.as_weight("smoothing", smoothing)
+    return jnp.broadcast_to(entropy_of_smoothed(epsilon, axis.count().astype(epsilon.dtype), spread), batch)
 
 
 def _weights(operands: dict[str, Any]) -> tuple[Array | None, Array | None]:

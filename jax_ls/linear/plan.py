@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from jax_ls import checks
 
-__all__ = ["Plan", "block_sizes", "chosen", "chunk_count"]
+__all__ = ["Plan", "block_sizes", "chosen", "chunk_count", "symbolic_chunk_size"]
 
 Plan = Literal["auto", "tokens", "classes"]
 
@@ -31,6 +31,9 @@ def chosen(
     checks.check_option("plan", plan, ("auto", "tokens", "classes"))
     if plan != "auto":
         return plan
+    if not isinstance(tokens, int):
+        # A symbolic number, of `jax.export`.
+        return "tokens"
     narrow = jnp.dtype(kernel).itemsize < jnp.dtype(accumulate).itemsize
     many = classes >= MANY_CLASSES["narrow" if narrow else "wide"] * tokens
     return "classes" if many and not written_out else "tokens"
@@ -40,13 +43,21 @@ def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None
     """Returns into how many chunks the tokens are cut.
 
     By default the logits of a chunk are as many as the numbers of `hidden`, or half those of the kernel if that is
-    more. Smaller chunks would save little memory and spend their time on adding to the kernel's gradient.
+    more. Smaller chunks would save little memory and spend their time on adding to the kernel's gradient. Of a symbolic
+    number of tokens, chunks of half the kernel's numbers are as many as it takes.
     """
+    if not isinstance(tokens, int):
+        return -(-tokens // symbolic_chunk_size(features, chunk_size))
     if chunk_size is None:
         chunk_size = max(tokens * features // classes, features // 2, 1)
     fewest = max(1, -(-tokens // checks.check_size("chunk_size", chunk_size)))
     # A divisor nearby leaves no ragged chunk to pad.
     return next((count for count in range(fewest, 2 * fewest) if tokens % count == 0), fewest)
+
+
+def symbolic_chunk_size(features: int, chunk_size: int | None) -> int:
+    """Returns the tokens of a chunk where their number is symbolic."""
+    return max(features // 2, 1) if chunk_size is None else checks.check_size("chunk_size", chunk_size)
 
 
 def block_sizes(features: int, classes: int, parts: int, size: int | None) -> tuple[int, int]:

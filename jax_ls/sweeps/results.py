@@ -1,11 +1,14 @@
-"""The result of a sweep: the table, the best ε, and the runs that diverged."""
+"""The result of a sweep: the table, the best ε or method, and the runs that diverged."""
 
 from __future__ import annotations
 
+import csv
+import html
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -19,10 +22,10 @@ Metrics = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The metrics of every run of a sweep. Print it for the table.
+    """The metrics of every run of a sweep. Print it for the table; a notebook shows it as one.
 
     Args:
-      points: parameters by name, (n,) each; only "smoothing" unless `sweep` was given several.
+      points: parameters by name, (n,) each; only "smoothing" unless `sweep` was given several, or "method".
       seeds: (s,).
       metrics: by name, (n, s), or (n, s, ...) if `train` returned an array.
       metric, mode: the metric that `best` compares, and "max" or "min".
@@ -55,7 +58,7 @@ class SweepResult:
         return self._over_seeds(metric, lambda x: x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else np.nan)
 
     @property
-    def best(self) -> dict[str, float] | None:
+    def best(self) -> dict[str, Any] | None:
         """The parameters with the best mean of `metric`, among those of which no run diverged."""
         index = self.best_index
         return None if index is None else self.point(index)
@@ -70,15 +73,29 @@ class SweepResult:
         return int(means.argmax()) if all_finite.any() else None
 
     @property
-    def diverged(self) -> list[tuple[dict[str, float], int, list[str]]]:
+    def diverged(self) -> list[tuple[dict[str, Any], int, list[str]]]:
         """The runs with a metric that is not finite: parameters, seed, and the names of those metrics."""
         bad = self._not_finite()
         cells = np.argwhere(np.any([*bad.values()], axis=0))
         return [(self.point(i), int(self.seeds[j]), [name for name in bad if bad[name][i, j]]) for i, j in cells]
 
-    def point(self, index: int) -> dict[str, float]:
-        """Returns the parameters of one row of the table."""
-        return {name: shortest(values[index]) for name, values in self.points.items()}
+    def point(self, index: int) -> dict[str, Any]:
+        """Returns the parameters of one row of the table: numbers, or the name of a method."""
+        return {name: _plain(values[index]) for name, values in self.points.items()}
+
+    def write_csv(self, path: str | PathLike[str]) -> None:
+        """Writes a line for each run: its parameters, its seed, and the metrics that are numbers.
+
+        Args:
+          path: the file, which is overwritten.
+        """
+        scalars = self._scalars()
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*self.points, "seed", *scalars])
+            for i in range(self._count()):
+                for j, seed in enumerate(self.seeds.tolist()):
+                    writer.writerow([*self.point(i).values(), seed, *(x[i, j] for x in scalars.values())])
 
     def remarks(self) -> Iterator[str]:
         """Yields warnings about the table: runs that diverged, and a best value at the edge of the search."""
@@ -89,7 +106,7 @@ class SweepResult:
         if self.metric is not None and self.best is None:
             yield f"no best {self.metric}: it diverged in some run of each row"
         for name, value in (self.best or {}).items():
-            values = sorted({shortest(x) for x in self.points[name]})
+            values = [] if isinstance(value, str) else sorted({shortest(x) for x in self.points[name]})
             if len(values) > 2 and value in (values[0], values[-1]):
                 side = "lowest" if value == values[0] else "highest"
                 yield f"the best {name}, {value:.4g}, is the {side} of the search: a better one may lie beyond"
@@ -101,19 +118,42 @@ class SweepResult:
 
     def table(self) -> str:
         """Returns Markdown: a row for each ε, mean ± standard error of the scalar metrics, the best in bold."""
-        scalars, best = {name: x for name, x in self.metrics.items() if x.ndim == 2}, self.best_index
-        rows = [[*self.points, *scalars]]
-        for i in range(len(next(iter(self.points.values())))):
-            cells = {name: _cell(x[i].astype(np.float64)) for name, x in scalars.items()}
-            if i == best and self.metric is not None:
-                cells[self.metric] = f"**{cells[self.metric]}**"
-            rows.append([f"{value:.4g}" for value in self.point(i).values()] + [*cells.values()])
-        return markdown(rows)
+        return markdown(self._rows("**{}**"))
 
     def __str__(self) -> str:
-        best = [] if self.best is None else [f"best {self.metric}: {_words(self.best)}"]
-        notes = "\n".join(best + [f"note: {remark}" for remark in self.remarks()])
+        notes = "\n".join(self._notes())
         return self.table() + (f"\n\n{notes}" if notes else "")
+
+    def _repr_markdown_(self) -> str:
+        return "\n\n".join([self.table(), *self._notes()])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows("<b>{}</b>", html.escape)
+        lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
+        lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+        return "\n".join(["<table>", *lines, "</table>", *(f"<p>{html.escape(note)}</p>" for note in self._notes())])
+
+    def _rows(self, bold: str, escape: Callable[[str], str] = str) -> list[list[str]]:
+        """Returns the cells of the table, the head first."""
+        scalars, best = self._scalars(), self.best_index
+        rows = [[escape(name) for name in (*self.points, *scalars)]]
+        for i in range(self._count()):
+            cells = {name: _cell(x[i].astype(np.float64)) for name, x in scalars.items()}
+            if i == best and self.metric is not None:
+                cells[self.metric] = bold.format(cells[self.metric])
+            rows.append([escape(_word(value)) for value in self.point(i).values()] + [*cells.values()])
+        return rows
+
+    def _notes(self) -> list[str]:
+        best = [] if self.best is None else [f"best {self.metric}: {_words(self.best)}"]
+        return best + [f"note: {remark}" for remark in self.remarks()]
+
+    def _scalars(self) -> dict[str, np.ndarray]:
+        """Returns the metrics that are one number for each run, (n, s) each."""
+        return {name: x for name, x in self.metrics.items() if x.ndim == 2}
+
+    def _count(self) -> int:
+        return len(next(iter(self.points.values())))
 
     def _not_finite(self) -> dict[str, Any]:
         """Returns for each metric the runs (n, s) in which an entry of it is not finite."""
@@ -141,8 +181,16 @@ def shortest(x: Any) -> float:
     return float(str(x))
 
 
-def _words(point: Mapping[str, float]) -> str:
-    return ", ".join(f"{name}={value:.4g}" for name, value in point.items())
+def _plain(x: Any) -> float | str:
+    return str(x) if isinstance(x, str) else shortest(x)
+
+
+def _word(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _words(point: Mapping[str, float | str]) -> str:
+    return ", ".join(f"{name}={_word(value)}" for name, value in point.items())
 
 
 def _cell(values: np.ndarray) -> str:

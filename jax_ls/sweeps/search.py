@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +86,16 @@ def _as_values(name: str, values: Any) -> np.ndarray:
     if not array.size:
         raise ValueError(f"{name}: expected at least one number, got none")
     return np.asarray(array)
+
+
+def as_methods(smoothing: Any) -> dict[str, Callable[..., Any]]:
+    """Returns methods by name; none where `smoothing` holds numbers."""
+    if not isinstance(smoothing, Mapping) or not any(callable(x) for x in smoothing.values()):
+        return {}
+    if not all(isinstance(name, str) and callable(x) for name, x in smoothing.items()):
+        came = {name: type(x).__name__ for name, x in smoothing.items()}
+        raise TypeError(f"smoothing: expected functions by name, or numbers by name, got {came}")
+    return dict(smoothing)
 
 
 def as_points(smoothing: Any) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""`sweep`: trains with every ε and every seed in one compiled program."""
+"""`sweep`: trains with every ε, or by every method, and with every seed, in one compiled program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import jax
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_ls import checks
 from jax_ls.sweeps.results import Metrics, SweepResult
-from jax_ls.sweeps.search import Values, as_points, as_seeds
+from jax_ls.sweeps.search import Values, as_methods, as_points, as_seeds
 from jax_ls.sweeps.storage import ResultsFile, fingerprint
 
 __all__ = ["sweep"]
@@ -33,7 +34,7 @@ Train = Callable[[Array, Any], Any]
 
 def sweep(
     train: Train,
-    smoothing: Values | Mapping[str, Values],
+    smoothing: Values | Mapping[str, Values] | Mapping[str, Callable[..., Any]],
     seeds: int | Sequence[int] = 1,
     *,
     batch: int | None = None,
@@ -56,11 +57,12 @@ def sweep(
     Args:
       train: pure (key, smoothing) -> metrics, a pytree of numbers or arrays. It may close over its data.
       smoothing: ε, (n,), see `log_uniform`; or a dict of parameters, (n,) each, see `grid`: `train` then gets a dict.
+        Or methods by name, functions: `train` gets each of them, in a program of its own.
       seeds: distinct seeds, or how many: 0, 1, ... A seed gives all ε the same key, so runs can be compared in pairs.
       batch: the most runs to train at a time, over all devices; None for all. It limits the memory.
       metric, mode: the metric that `best` compares, and whether its highest or lowest value is best.
       results: a file of JSON lines, one per run, appended after each batch. A batch whose runs are all in the file is
-        not trained again. Several processes may share the file.
+        not trained again. Several processes may share the file. Each method has a file: runs.jsonl, runs-margin.jsonl.
       name: identifies `train` in `results`; None identifies it by its lowered program and constants.
       devices: the devices to use; None for all of this process.
       progress: shows a bar on a terminal, if tqdm is installed.
@@ -79,6 +81,56 @@ def sweep(
       {'smoothing': 0.2}
     """
     checks.check_option("mode", mode, ("max", "min"))
+    given: dict[str, Any] = {"batch": batch, "metric": metric, "mode": mode, "devices": devices, "progress": progress}
+    if methods := as_methods(smoothing):
+        result = _sweep_methods(train, methods, seeds, results, name, given)
+    else:
+        result = _sweep(train, smoothing, seeds, results, name, **given)
+    result.warn()
+    return result
+
+
+def _sweep_methods(
+    train: Callable[[Array, Any], Any],
+    methods: Mapping[str, Callable[..., Any]],
+    seeds: Any,
+    results: str | PathLike[str] | None,
+    name: str | None,
+    given: Mapping[str, Any],
+) -> SweepResult:
+    """Returns the metrics of each method, in the order in which they are given."""
+    found: list[SweepResult] = []
+    for method_name, method in methods.items():
+        path = results
+        if results is not None:
+            path = Path(results).with_stem(f"{Path(results).stem}-{method_name}")
+
+        def train_with(key: Array, _: Any, method: Callable[..., Any] = method) -> Any:
+            return train(key, method)
+
+        label = None if name is None else f"{name}, {method_name}"
+        found.append(_sweep(train_with, {"method": [0.0]}, seeds, path, label, **given))
+        if [*found[-1].metrics] != [*found[0].metrics]:
+            raise ValueError(
+                f"train: expected metrics {[*found[0].metrics]} of {method_name!r} too, got {[*found[-1].metrics]}"
+            )
+    metrics = {key: np.concatenate([result.metrics[key] for result in found]) for key in found[0].metrics}
+    return SweepResult({"method": np.array([*methods])}, found[0].seeds, metrics, given["metric"], given["mode"])
+
+
+def _sweep(
+    train: Train,
+    smoothing: Any,
+    seeds: int | Sequence[int],
+    results: str | PathLike[str] | None,
+    name: str | None,
+    *,
+    batch: int | None,
+    metric: str | None,
+    mode: str,
+    devices: Sequence[Any] | None,
+    progress: bool,
+) -> SweepResult:
     points = as_points(smoothing)
     size = len(next(iter(points.values())))
     seed_array = as_seeds(seeds, size)
@@ -104,9 +156,7 @@ def sweep(
                     group = seed_array[rows], [points[key][columns] for key in sorted(points)]
                     out = jax.device_get(run_group(constants, *jax.device_put(group, split)))
                     advance(kept.add(dict(_runs(rows, columns, dict(zip(traced.metrics, out, strict=True))))))
-    result = SweepResult(points, seed_array, kept.stacked(), metric, mode)
-    result.warn()
-    return result
+    return SweepResult(points, seed_array, kept.stacked(), metric, mode)
 
 
 @dataclass(frozen=True)
