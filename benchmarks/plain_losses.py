@@ -212,7 +212,7 @@ def ctc(z: Array, batch: Batch) -> Array:
     frames, labels = sequences(z, batch)
     padding = jnp.zeros(frames.shape[:2], z.dtype)
     with jax.numpy_dtype_promotion("standard"):  # which optax asks for
-        paths = optax.ctc_loss(frames, padding, labels, jnp.zeros(labels.shape, z.dtype))
+        paths = optax.ctc_loss(frames, padding, labels, jnp.zeros(labels.shape, z.dtype)).astype(z.dtype)
     apart = logsumexp(frames, axis=-1) - frames.mean(axis=-1) - jnp.log(z.shape[-1]).astype(z.dtype)
     return (1 - batch.smoothing.astype(z.dtype)) * paths + batch.smoothing.astype(z.dtype) * apart.sum(axis=-1)
 
