@@ -75,7 +75,7 @@ class Trainer:
         model, optimizer = nnx.merge(self.plan, state)
 
         def loss_fn(model):
-            return self.devices.loss(model(inputs), model, targets, smoothing=smoothing, **words)
+            return self.devices.loss(model(inputs), model, targets, smoothing=smoothing, relative=True, **words)
 
         loss, grads = nnx.value_and_grad(loss_fn)(model)
         optimizer.update(model, grads)
@@ -150,29 +150,35 @@ def fit(args: Namespace, trainer: Trainer, run: RunDirectory) -> Rows:
 
 
 def report(rows: Rows, targets: np.ndarray, unigram: np.ndarray, out: Path | None) -> None:
-    """Prints the last scores beside those of a model that only counts words; draws the perplexity of every step."""
+    """Prints the last scores beside those of a model that only counts words; draws the curves of every step."""
     counted = -float(np.log(unigram[targets]).mean())
     print(f"{f'{targets.size:,} held-out tokens':<24}{'training loss':>15}{'NLL':>10}{'perplexity':>13}")
     print(f"{'frequencies alone':<24}{'':>15}{counted:>10.4f}{math.exp(counted):>13.2f}")
     for row in (row for row in rows if row["step"] == rows[-1]["step"]):
         print(f"{row['run']:<24}{row['train_loss']:>15.4f}{row['nll']:>10.4f}{row['perplexity']:>13.2f}")
-    print("the training loss is the smoothed one; NLL and perplexity are without smoothing")
+    print("the training loss is smoothed, less the entropy of its targets; NLL and perplexity are without smoothing")
     if out is None:
         return
-    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(math.exp(counted), color="0.4", ls=":", label="frequencies of the words alone")
+    figure = Figure(figsize=(9.6, 4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    right.axhline(math.exp(counted), color="0.4", ls=":", label="frequencies of the words alone")
     for name, style in zip(dict.fromkeys(row["run"] for row in rows), ("o-", "s--"), strict=False):
-        curve = [(row["step"], row["perplexity"]) for row in rows if row["run"] == name]
-        axes.plot(*zip(*curve, strict=True), style, label=name)
-    axes.set(xlabel="step", ylabel="perplexity on held-out files (logarithmic)", yscale="log", xlim=(0, None))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.25, which="both")
-    axes.legend()
-    with replacing(out / "perplexity.png") as part:
+        steps, losses, scores = zip(
+            *((row["step"], row["train_loss"], row["perplexity"]) for row in rows if row["run"] == name), strict=True
+        )
+        left.plot(steps, losses, style)
+        right.plot(steps, scores, style, label=name)
+    top = 1.1 * max(row["train_loss"] for row in rows)
+    left.set(xlabel="step", ylabel="training loss above the entropy of its targets", xlim=(0, None), ylim=(0, top))
+    right.set(xlabel="step", ylabel="perplexity on held-out files (logarithmic)", yscale="log", xlim=(0, None))
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter("{x:g}")
+    for axes in (left, right):
+        axes.grid(alpha=0.25, which="both")
+    right.legend(loc="center right")
+    with replacing(out / "curves.png") as part:
         figure.savefig(part, format="png")
-    print(f"\nwrote {out}: metrics.jsonl, perplexity.png, checkpoints")
+    print(f"\nwrote {out}: metrics.jsonl, curves.png, checkpoints")
 
 
 def train(args: Namespace) -> None:

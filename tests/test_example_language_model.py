@@ -347,11 +347,11 @@ def test_a_full_disk_is_told_in_one_line_and_costs_no_checkpoint(whole, copy_of,
 
 
 def test_the_picture_is_drawn_and_only_two_checkpoints_are_kept(whole):
-    assert sorted(path.name for path in whole.iterdir()) == ["checkpoints", "metrics.jsonl", "perplexity.png"]
+    assert sorted(path.name for path in whole.iterdir()) == ["checkpoints", "curves.png", "metrics.jsonl"]
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["2", "4"]
-    png = (whole / "perplexity.png").read_bytes()
+    png = (whole / "curves.png").read_bytes()
     assert png.startswith(b"\x89PNG")
-    assert struct.unpack(">2I", png[16:24]) == (768, 480)
+    assert struct.unpack(">2I", png[16:24]) == (1152, 480)
 
 
 def test_bar_counts_tokens_on_a_terminal(monkeypatch, capsys):
