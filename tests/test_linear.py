@@ -163,6 +163,8 @@ def test_value_and_gradients(words, batch, size, dtype, held, reduction, plan):
             floats, fixed = draw(words, batch, size, dtype, scale, epsilon)
             rounded, exact = cases.rounded(floats, dtype)
             options = {"words": words, "plan": plan, "reduction": reduction}
+            # A chunk may be larger than all tokens, a block not larger than all classes.
+            held = held if plan == "tokens" or held is None else min(held, size)
             options["chunk_size" if plan == "tokens" else "block_size"] = held
             loss, gradients = ours(rounded, jax.tree.map(jnp.asarray, fixed), jnp.asarray(weigh), **options)
             value, slopes = expected(exact, fixed, words, reduction, weigh)
