@@ -329,7 +329,9 @@ def a_layer(rng):
         value, slopes = test_linear.expected(exact, fixed, words, reduction, weigh)
         wide = jnp.asarray(weigh, jnp.float64 if d.dtype == "float64" else jnp.float32)
         for plan, name in (("tokens", "chunk_size"), ("classes", "block_size")):
-            options = {name: held, "plan": plan, "reduction": reduction}
+            # A block holds at most all classes.
+            fits = held if held is None or plan == "tokens" else min(held, d.size)
+            options = {name: fits, "plan": plan, "reduction": reduction}
             loss, gradients = test_linear.ours(narrow, fixed, wide, words, **options)
             tokens = max(int(np.prod(d.batch)), 1)
             check(
