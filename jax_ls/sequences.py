@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +29,8 @@ def _ctc_loss(logits: Array, logit_paddings: Array, labels: Array, label_padding
         return optax.ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id=blank_id)
 
 
-def _paths(logits: Array, *others: Any) -> Array:
+def _paths(logits: Array, arrays: tuple[Array, ...], blank_id: int) -> Array:
     """Returns the CTC loss; on an explicit mesh that splits the sequences, each device takes its own."""
-    *arrays, blank_id = others
     sharding = jax.typeof(logits).sharding
     loss = functools.partial(_ctc_loss, blank_id=blank_id)
     if not any(sharding.spec):
@@ -110,7 +108,7 @@ def smoothed_ctc_loss(
             checks.assert_class_values("prior", prior, z)
         u = as_target(prior)
     shown = jnp.where(real[..., None], z, 0)
-    paths = _paths(shown, 1 - real.astype(z.dtype), y, label_paddings, blank_id).astype(z.dtype)
+    paths = _paths(shown, (1 - real.astype(z.dtype), y, label_paddings), blank_id).astype(z.dtype)
     apart = jnp.sum(kl_divergence(z, u, where=real), axis=-1)
     losses = multiply(1 - epsilon, paths) + multiply(epsilon, apart)
     return losses if where is None else jnp.where(where, losses, 0)
