@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.class_axis import ClassAxis, align, multiply, stand_in
+from jax_ls.class_axis import ClassAxis, align, laid_as, multiply, stand_in
 
 __all__ = ["Restricted", "Scaled", "Sum", "Target", "Weighted", "pytree"]
 
@@ -50,6 +50,15 @@ def pytree(*static: str, **ranks: int) -> Callable[[type[T]], type[T]]:
     return register
 
 
+class _Leaf(NamedTuple):
+    """An array of a target: its field, its axes before those of one example, and whether classes are its last axis."""
+
+    name: str
+    batch: checks.Shape
+    known: bool
+    over_classes: bool
+
+
 class Target:
     """A distribution q over classes. Any weighted sum of targets is a target.
 
@@ -66,6 +75,7 @@ class Target:
     """
 
     ranks: ClassVar[Mapping[str, int]] = {}
+    by_class: ClassVar[bool] = True  # whether the last axis of its arrays for one example is that of the classes
     __array_ufunc__ = None  # makes a NumPy scalar on the left call __rmul__
 
     def mass(self, *, axis: ClassAxis | None = None) -> Array:
@@ -73,10 +83,10 @@ class Target:
         return self.contract(None, axis or ClassAxis())
 
     def dot(self, values: ArrayLike, *, axis: ClassAxis | None = None) -> Array:
-        """Returns ⟨q, values⟩, (*batch,), for values (*batch, K). A zero weight times −inf is 0."""
-        values = jnp.asarray(values)
+        """Returns ⟨q, values⟩ for values (*batch, K): (*batch,) in float32 or wider. A zero weight times −inf is 0."""
+        values = checks.as_weight("values", values)
         checks.assert_min_rank("values", values, 1, "(*batch, K)")
-        return self.contract(values, axis or ClassAxis(values.shape[-1]))
+        return self.laid_as(values).contract(values, axis or ClassAxis(values.shape[-1]))
 
     def probs(self, num_classes: int) -> Array:
         """Returns q written out: (*batch, K), or (K,) if all examples share q."""
@@ -98,26 +108,52 @@ class Target:
           >>> jax.vmap(lambda q: q.probs(2), in_axes=(axes,))(q).tolist()
           [[0.25, 0.75], [0.75, 0.25]]
         """
-        flags = []
+        return [bool(leaf.batch) for leaf in self._leaves()]
+
+    def over_classes(self) -> list[bool]:
+        """Returns for each leaf of the tree whether its last axis is that of the classes."""
+        return [leaf.over_classes for leaf in self._leaves()]
+
+    def batch_shape(self) -> checks.Shape | None:
+        """Returns (*batch,), as the leaves with an entry for each example have it; None if all leaves are shared."""
+        return max((leaf.batch for leaf in self._leaves() if leaf.batch), key=len, default=None)
+
+    def counted(self, where: Array) -> Target:
+        """Returns the target with stand-ins for the examples that do not count, so that no NaN of theirs spreads."""
+
+        def masked(x: Array, leaf: _Leaf) -> Array:
+            if not leaf.batch:
+                return x
+            if leaf.batch != where.shape:
+                expected = f"batch axes {where.shape}, as the values have"
+                raise ValueError(f"{leaf.name}: expected {expected}, got {checks.describe(x)}")
+            return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, stand_in(x.dtype))
+
+        return self._map(masked)
+
+    def laid_as(self, values: Array) -> Target:
+        """Returns the target with its arrays as an explicit mesh lays values (*batch, K) over its devices."""
+        return self._map(lambda x, leaf: laid_as(x, values, len(leaf.batch), leaf.over_classes) if leaf.known else x)
+
+    def _map(self, f: Callable[[Array, _Leaf], Array]) -> Target:
+        leaves, tree = jax.tree.flatten(self)
+        return jax.tree.unflatten(tree, [f(x, leaf) for x, leaf in zip(leaves, self._leaves(), strict=True)])
+
+    def _leaves(self) -> list[_Leaf]:
+        """Returns what is known of each leaf of the tree."""
+        found = []
         children, _ = jax.tree_util.tree_flatten_with_path(self, is_leaf=lambda x: x is not self)
         for (key,), field in children:
             name = str(getattr(key, "name", key))
             if isinstance(field, Target):
-                flags += field.per_example()
+                found += field._leaves()
             elif field is not None:
                 # An array that a user's own target does not declare in `ranks` counts as shared.
-                flags.append(name in self.ranks and jnp.ndim(field) > self.ranks[name])
-        return flags
-
-    def counted(self, where: Array) -> Target:
-        """Returns the target with stand-ins for the examples that do not count, so that no NaN of theirs spreads."""
-        leaves, tree = jax.tree.flatten(self)
-
-        def masked(x: Array) -> Array:
-            return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, stand_in(x.dtype))
-
-        flags = zip(leaves, self.per_example(), strict=True)
-        return jax.tree.unflatten(tree, [masked(x) if is_per_example else x for x, is_per_example in flags])
+                shape = jnp.shape(field)
+                rank = self.ranks.get(name, len(shape))
+                batch = shape[: max(len(shape) - rank, 0)]
+                found.append(_Leaf(name, batch, name in self.ranks, self.by_class and rank > 0))
+        return found
 
     def contract(self, values: Array | None, axis: ClassAxis) -> Array:
         """Returns ⟨q, values⟩ over the classes of `axis`; the mass Σ_k q_k if `values` is None."""
@@ -220,6 +256,7 @@ class Restricted(Target):
         return self.target.contract(values, self._kept(axis)) / self._mass(axis)
 
     def probs_on(self, axis: ClassAxis) -> Array:
+        checks.assert_num_classes("class_where", self.class_where, axis.size)
         probs = self.target.probs_on(replace(axis, where=None))
         exists = axis.kept(self.class_where)
         ndim = max(probs.ndim, exists.ndim)

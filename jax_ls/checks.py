@@ -203,17 +203,27 @@ def same_dtype(*arrays: Array) -> list[Array]:
 
 
 def as_array(name: str, x: Any, expected: str = "an array of numbers") -> Array:
-    """Returns `x` as a JAX array; a parameter that Flax Linen has boxed with the names of its axes is unboxed."""
+    """Returns `x` as a JAX array; a parameter that Flax Linen has boxed with the names of its axes is unboxed.
+
+    Integers of NumPy that JAX cannot hold become the nearest that it can.
+    """
     unbox = getattr(x, "unbox", None)
+    widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype.itemsize >= widest.dtype.itemsize:
+        # JAX would wrap 2³² + 1 to 1, which names a class.
+        x = np.minimum(x, widest.max)
+        x = np.maximum(x, widest.min) if x.dtype.kind == "i" else x
     try:
         x = unbox() if callable(unbox) else x
         return jnp.asarray(x)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected {expected}, got {x!r}") from error
 
 
 def as_weight(name: str, x: object) -> Array:
     """Returns real numbers in float32 or wider, because 1 − ε loses digits in a narrower dtype."""
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu":
+        x = x.astype(np.float32)
     x = as_array(name, x, "a number or an array of numbers")
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(wide(x.dtype))
@@ -233,19 +243,23 @@ def check_size(name: str, size: object) -> int:
 
 def as_labels(name: str, x: ArrayLike) -> Array:
     """Returns labels, integers of 32 bits or more. Integers that do not fit become the largest of the dtype."""
-    given: Any = x
-    widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
-    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype.itemsize >= widest.dtype.itemsize:
-        # JAX would wrap 2³² + 1 to 1, which names a class.
-        given = np.minimum(x, widest.max)
-        given = np.maximum(given, widest.min) if x.dtype.kind == "i" else given
-    labels = as_array(name, given, "integers (*batch,)")
+    labels = as_array(name, x, "integers (*batch,)")
     as_floats = jnp.issubdtype(labels.dtype, jnp.floating)
     assert_kind(name, labels, int, "integers (*batch,)", f": {name}.astype(int)?" if as_floats else "")
     dtype = jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32
     if jnp.iinfo(labels.dtype).max > jnp.iinfo(dtype).max:
         labels = jnp.minimum(labels, jnp.asarray(jnp.iinfo(dtype).max, labels.dtype))
     return labels.astype(dtype)
+
+
+def not_ignored(labels: Array, ignore_index: int) -> Array:
+    """Returns which labels are not `ignore_index`, a static integer."""
+    check_integer("ignore_index", ignore_index)
+    labels = as_labels("labels", labels)
+    held = jnp.iinfo(labels.dtype)
+    if not held.min <= ignore_index <= held.max:
+        raise ValueError(f"ignore_index: expected an integer of {held.bits} bits, got {ignore_index}")
+    return labels != ignore_index
 
 
 def as_where(name: str, x: ArrayLike, shape: Shape) -> Array:

@@ -13,13 +13,13 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jax_ls import checks, fences
 
 __all__ = ["AxisName", "ClassAxis", "align", "class_axis_is_split", "everywhere", "flat", "gathered", "is_split"]
-__all__ += ["look_up", "multiply", "stand_in", "with_whole_rows"]
+__all__ += ["laid_as", "look_up", "multiply", "stand_in", "whole_rows_of", "with_whole_rows"]
 
 AxisName = str | tuple[str, ...]
 
@@ -78,8 +78,9 @@ class ClassAxis:
     def weighted(self, weights: Array) -> Self:
         """Returns the same axis with each class weighted by `weights` too."""
         if self.weights is not None:
-            ndim = max(weights.ndim, self.weights.ndim)
-            weights = align(weights, ndim) * align(self.weights, ndim)
+            weights, old = checks.same_dtype(weights, self.weights)
+            ndim = max(weights.ndim, old.ndim)
+            weights = align(weights, ndim) * align(old, ndim)
         return replace(self, weights=weights, size=self.size or weights.shape[-1])
 
     @property
@@ -237,11 +238,38 @@ class ClassAxis:
 
 def look_up(table: Array, index: Array) -> Array:
     """Returns the rows of a table (n, ...) at `index`, which is clipped into range."""
-    table, sharding = jnp.asarray(table), jax.typeof(index).sharding
+    table, sharding = whole_rows_of(jnp.asarray(table)), jax.typeof(index).sharding
     # On an explicit mesh JAX asks how to lay the rows over the devices: as their indices are.
     spec = (*sharding.spec, *jax.typeof(table).sharding.spec[1:])
     out = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
     return table.at[jnp.clip(index, 0, table.shape[0] - 1)].get(mode="clip", out_sharding=out)
+
+
+def whole_rows_of(table: Array) -> Array:
+    """Returns a table (n, ...) with all of its n rows on every device of an explicit mesh, for a look-up."""
+    sharding = jax.typeof(table).sharding
+    if not table.ndim or sharding.spec[0] is None:
+        return table
+    return jax.sharding.reshard(table, NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:])))
+
+
+def laid_as(x: Array, values: Array, batch: int, over_classes: bool = False) -> Array:
+    """Returns `x` as an explicit mesh lays values (*batch, K) over its devices; `x` itself on other meshes.
+
+    Args:
+      x: an array whose first `batch` axes are those of the examples, and its last that of the classes `over_classes`.
+      values: real numbers (*batch, K).
+      batch: how many axes of examples `x` has: none, or as many as the values.
+      over_classes: whether the last axis of `x` is that of the classes.
+    """
+    sharding = jax.typeof(values).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return x
+    spec = [*sharding.spec[:batch], *[None] * (x.ndim - batch)]
+    if over_classes:
+        spec[-1] = sharding.spec[-1]
+    wanted = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return x if tuple(jax.typeof(x).sharding.spec) == tuple(spec) else jax.sharding.reshard(x, wanted)
 
 
 def is_split(x: Array) -> bool:

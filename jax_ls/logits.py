@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Scaled, Sum, Target
-from jax_ls.class_axis import AxisName, ClassAxis, align, multiply, stand_in
+from jax_ls.class_axis import AxisName, ClassAxis, align, laid_as, multiply, stand_in
 from jax_ls.row_sums import REMEMBERED, Pass, Sums, laid_like, pick, remembered, row_sums
 from jax_ls.targets import Dense, OneHot, Uniform
 from jax_ls.term_sums import term_sums
@@ -99,7 +99,7 @@ def is_correct(logits: ArrayLike, labels: Array, class_where: ArrayLike | None =
 
 
 def _is_likeliest(z: Logits, labels: Array) -> Array:
-    return z.likeliest == labels
+    return z.is_likeliest(labels)
 
 
 @jax.custom_jvp
@@ -122,6 +122,22 @@ def at_most(x: Array, high: Array) -> Array:
 @at_most.defjvp
 def _at_most_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     return at_most(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def _times_its_log(q: Array) -> Array:
+    """Returns q log q, with 0 log 0 = 0."""
+    return q * _log_or(q, 0)
+
+
+@_times_its_log.defjvp
+def _times_its_log_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (q,), (dq,) = primals, tangents
+    return _times_its_log(q), dq * (_log_or(q, -1e30) + 1)
+
+
+def _log_or(q: Array, at_zero: float) -> Array:
+    return jnp.where(q == 0, at_zero, jnp.log(jnp.where(q == 0, 1, q)))
 
 
 @dataclass
@@ -186,8 +202,8 @@ class Logits:
 
     @property
     def top_prob(self) -> Array:
-        """Returns max_k p_k = 1 / Σ_k exp(z_k − max z)."""
-        return 1 / self._ask("total")
+        """Returns max_k p_k = 1 / Σ_k exp(z_k − max z); the classes that tie share its derivative."""
+        return jnp.exp(self.top - self.shift) / self._ask("total")
 
     @property
     def lse(self) -> Array:
@@ -199,6 +215,10 @@ class Logits:
         """The class of the largest logit, integers; of those that tie, the first."""
         found = self._ask("likeliest")
         return jnp.where(jnp.isnan(found), NO_CLASS, found).astype(jnp.int32)
+
+    def is_likeliest(self, y: Array) -> Array:
+        """Returns whether labels (*batch,), of any integer dtype, are the class of the largest logit."""
+        return self.likeliest.astype(y.dtype) == y
 
     @property
     def num_classes(self) -> Array:
@@ -229,12 +249,16 @@ class Logits:
         if isinstance(q, Uniform) and q.class_where is None and self._axis.where is None:
             (share,) = fences.unshared(1 / self.num_classes)
             return jnp.broadcast_to(share, (*self._z.shape[:-1], 1))
-        return align(q.probs_on(self._axis.apart()).astype(self._z.dtype), self._z.ndim)
+        probs = q.probs_on(self._axis.apart()).astype(self._z.dtype)
+        checks.assert_class_values("target", probs, self._z)
+        return align(probs, self._z.ndim)
 
     def negentropy(self, q: Target) -> Array:
-        """Σ_k q_k log q_k, with 0 log 0 = 0; NaN where q has negative entries."""
-        probs = self._weighted(q).probs_on(self._axis.apart())
-        terms = jnp.where(probs == 0, 0, probs * jnp.log(jnp.where(probs == 0, 1, probs)))
+        """Σ_k q_k log q_k, with 0 log 0 = 0; NaN where q has negative entries.
+
+        The derivative in a q_k of 0 is −1e30 in place of −∞: times the 0 of a class that never gets mass, −∞ is NaN.
+        """
+        terms = _times_its_log(self._weighted(q).probs_on(self._axis.apart()))
         return remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1)))).astype(self._z.dtype)
 
     def pick(self, y: Array) -> Array:
@@ -438,8 +462,7 @@ class Batch:
         if not isinstance(labels, OneHot):
             came = checks.describe(labels.probabilities) if isinstance(labels, Dense) else type(labels).__name__
             raise TypeError(f"labels: expected integers, for ignore_index to name one, got {came}")
-        checks.check_integer("ignore_index", ignore_index)
-        kept = labels.labels != ignore_index
+        kept = checks.not_ignored(labels.labels, ignore_index)
         return replace(self, where=kept if self.where is None else kept & self.where)
 
     def classes_last(self, x: Array) -> Array:
@@ -487,6 +510,12 @@ def _evaluate(
 ) -> Any:
     """Returns the formula over masked logits. The backward pass recomputes all but the `remembered` sums."""
     z = logits.astype(checks.wide(logits.dtype))
+    # On an explicit mesh, the logits say how everything lies.
+    operands = {name: x.laid_as(z) if isinstance(x, Target) else laid_as(x, z, x.ndim) for name, x in operands.items()}
+    where, z_loss = (x if x is None else laid_as(x, z, x.ndim) for x in (where, z_loss))
+    class_where, class_weights = (
+        x if x is None else laid_as(x, z, x.ndim - 1, over_classes=True) for x in (class_where, class_weights)
+    )
     if where is not None and class_where is not None and class_where.ndim == z.ndim:
         class_where = class_where | ~where[..., None]
     if class_where is not None:
@@ -500,6 +529,8 @@ def _evaluate(
 
     def loss(z: Logits) -> Any:
         value = formula(z, **operands)
+        if z_loss is not None and not isinstance(value, Array):
+            raise TypeError(f"z_loss: expected a formula of one array, to be added to it, got {type(value).__name__}")
         return value if z_loss is None else value + z_loss.astype(value.dtype) * jnp.square(z.lse)
 
     first = Logits(z, logits, axis, class_weights)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -105,7 +106,8 @@ def kl_divergence(
         `cross_entropy`.
 
     Returns:
-      Losses (*batch,) in float32 or wider; NaN where q has negative entries, which have no entropy.
+      Losses (*batch,) in float32 or wider; NaN where q has negative entries, which have no entropy. The slope in ε at
+      ε = 0 is −∞: −1e30 stands for it. Begin a learned ε above 0.
 
     Example:
       >>> q = smooth(jnp.array([1]), 0.1)
@@ -327,15 +329,15 @@ def sigmoid_cross_entropy(
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016.
     """
-    z = jnp.asarray(logits)
+    z = checks.as_array("logits", logits)
     checks.assert_kind("logits", z, float, "real numbers")
     z = z.astype(checks.wide(z.dtype))
-    y = jnp.asarray(labels)
+    y = checks.as_array("labels", labels)
     checks.assert_shape("labels", y, [z.shape], "{shapes}, the shape of the logits")
     if ignore_index is not None:
         checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
-        checks.check_integer("ignore_index", ignore_index)
-        where = y != ignore_index if where is None else checks.as_where("where", where, z.shape) & (y != ignore_index)
+        kept = checks.not_ignored(y, ignore_index)
+        where = kept if where is None else checks.as_where("where", where, z.shape) & kept
     if where is not None:
         where = checks.as_where("where", where, z.shape)
         smoothing, prior = checks.as_broadcast("smoothing", smoothing, z), checks.as_broadcast("prior", prior, z)
@@ -398,7 +400,11 @@ def with_label_smoothing(
             dense = smooth_binary_labels(jnp.asarray(labels).astype(logits.dtype), epsilon, **smooth_options)
         else:
             axis = kwargs.get("axis", -1)
-            size = logits.shape[checks.check_axis("axis", axis, logits.ndim)]
+            place = checks.check_axis("axis", axis, logits.ndim)
+            size = logits.shape[place]
+            labels = checks.as_array("labels", labels)
+            classes_last = jnp.moveaxis(labels, place, -1) if labels.ndim == logits.ndim else labels
+            checks.assert_target("labels", classes_last, jax.eval_shape(lambda: jnp.moveaxis(logits, place, -1)))
             dense = smooth_labels(labels, epsilon, num_classes=size, axis=axis, **smooth_options)
         return loss(logits, dense.astype(logits.dtype), *args, **kwargs)
 

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jax_ls import checks
+from jax_ls.class_axis import everywhere, laid_as, look_up
 from jax_ls.targets import Sparse
 
 __all__ = ["Mixed", "cutmix", "mixup"]
@@ -62,10 +63,10 @@ def mixup(
     References:
       Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018.
     """
-    x, y, partner, lam, _ = _pairs(key, inputs, labels, alpha, where)
+    x, y, partner, lam, _ = _pairs(key, "inputs", inputs, labels, alpha, where)
     share = lam.reshape(lam.shape + (1,) * (x.ndim - 1)).astype(x.dtype)
     # What does not count may be NaN, and is its own partner.
-    mixed = x + (1 - share) * (x[partner] - x)
+    mixed = x + (1 - share) * (look_up(x, partner) - x)
     return Mixed(jnp.where(share == 1, x, mixed), _target(y, partner, lam))
 
 
@@ -106,7 +107,7 @@ def cutmix(
     References:
       Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, 2019.
     """
-    x, y, partner, lam, key = _pairs(key, images, labels, alpha, where)
+    x, y, partner, lam, key = _pairs(key, "images", images, labels, alpha, where)
     kept = 1 - lam
     side = jnp.sqrt(kept)
     inside, area = jnp.ones((1,) * x.ndim, bool), jnp.ones_like(lam)
@@ -120,25 +121,28 @@ def cutmix(
         place = place.reshape((1,) * axis + place.shape)
         low, high = (b.reshape(b.shape + (1,) * (x.ndim - 1)) for b in (low, high))
         inside = inside & (place >= low) & (place < high)
-    return Mixed(jnp.where(inside, x[partner], x), _target(y, partner, 1 - area))
+    return Mixed(jnp.where(inside, look_up(x, partner), x), _target(y, partner, 1 - area))
 
 
 def _pairs(
-    key: Array, inputs: ArrayLike, labels: ArrayLike, alpha: ArrayLike, where: ArrayLike | None
+    key: Array, name: str, inputs: ArrayLike, labels: ArrayLike, alpha: ArrayLike, where: ArrayLike | None
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Inputs, labels, the partner of each example, λ (1 where it does not count), and a key that is not used yet."""
-    x = checks.as_array("inputs", inputs, "numbers (B, ...)")
-    checks.assert_min_rank("inputs", x, 1, "numbers (B, ...)")
+    x = checks.as_array(name, inputs, "numbers (B, ...)")
+    checks.assert_min_rank(name, x, 1, "numbers (B, ...)")
     y = checks.as_batch_labels("labels", labels, x.shape[:1])
     a = checks.as_scalar("alpha", checks.as_positive("alpha", alpha))
     kept = jnp.ones(y.shape, bool) if where is None else checks.as_where("where", where, y.shape)
     order_key, lam_key, next_key = jax.random.split(key, 3)
     # The examples that count, in the order of the batch and by lot; the others come last in both, and stay in place.
-    lots = jnp.where(kept, jax.random.uniform(order_key, y.shape), 2)
-    partner = jnp.zeros(y.shape, int).at[jnp.argsort(~kept)].set(jnp.argsort(lots))
+    whole = everywhere(kept)
+    lots = jnp.where(whole, jax.random.uniform(order_key, y.shape), 2)
+    partner = jnp.zeros(y.shape, int).at[jnp.argsort(~whole)].set(jnp.argsort(lots))
     lam = jax.random.beta(lam_key, a, a, y.shape, a.dtype)
+    # On an explicit mesh, as the inputs lie.
+    y, kept, partner, lam = (laid_as(row, x, 1) for row in (y, kept, partner, lam))
     return x, y, partner, jnp.where(kept, lam, 1), next_key
 
 
 def _target(y: Array, partner: Array, lam: Array) -> Sparse:
-    return Sparse(jnp.stack([y, y[partner]], axis=-1), jnp.stack([lam, 1 - lam], axis=-1))
+    return Sparse(jnp.stack([y, look_up(y, partner)], axis=-1), jnp.stack([lam, 1 - lam], axis=-1))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_ls import online
+from jax_ls import checks, online
 from jax_ls.adaptive import CalibrationController, CalibrationState
 from jax_ls.calibration.reliability import Reliability, reliability
 from jax_ls.calibration.scores import Mean, negative_log_probability, squared_error, where_and_mask
@@ -225,7 +225,9 @@ class _Score(nnx.Metric):
           mask: Flax's name for `where`, which may be numbers; an example counts if both keep it.
           batch_axis_name: mesh axes that the examples are split over, inside `jax.shard_map`.
         """
-        batch = self._measure(logits, labels, where_and_mask(where, mask, labels)).psum(batch_axis_name)
+        y = checks.as_labels("labels", labels)
+        checks.assert_batch("labels", y, checks.as_logits("logits", logits))
+        batch = self._measure(logits, y, where_and_mask(where, mask, y)).psum(batch_axis_name)
         sums = self.sums
         self._set(sums + jax.tree.map(lambda x, like: x.astype(like.dtype), batch, sums))
 

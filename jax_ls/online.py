@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import pytree
-from jax_ls.class_axis import AxisName, align
+from jax_ls.class_axis import AxisName, align, everywhere, is_split, laid_as, look_up, whole_rows_of
 from jax_ls.logits import Logits, is_correct, on_logits
 from jax_ls.reductions import sum_over_devices
 from jax_ls.running_sums import accumulate, as_running, sums_by_row
@@ -215,7 +215,7 @@ def target(state: OnlineState, labels: ArrayLike) -> Rows:
       >>> print(cross_entropy(jnp.zeros((1, 4)), q).round(4))
       [1.3863]
     """
-    return Rows(jax.lax.stop_gradient(state.matrix), jnp.asarray(labels))
+    return Rows(jax.lax.stop_gradient(state.matrix), checks.as_labels("labels", labels))
 
 
 def average_predictions(
@@ -268,7 +268,8 @@ def average_predictions(
     rho = checks.as_parameter("decay", decay, lambda x: (x >= 0) & (x < 1), "a number in [0, 1)")
     rho = checks.as_scalar("decay", rho)
     if where is not None:
-        index = jnp.where(checks.as_where("where", where, index.shape), index, -1)
+        kept = checks.as_where("where", where, index.shape)
+        index, z = jnp.where(kept, index, -1), jnp.where(kept[..., None], z, 0)
     lse = on_logits(_lse, z, class_where=class_where, class_axis_name=class_axis_name)
     p = jnp.exp(z.astype(lse.dtype) - lse[..., None])
     if class_where is not None:
@@ -276,9 +277,14 @@ def average_predictions(
         p = jnp.where(align(exists, p.ndim), p, 0)
     # A negative row would count from the end; one beyond the last is dropped.
     index = jnp.where((index >= 0) & (index < old.shape[0]), index, old.shape[0])
-    before = old.at[index].get(mode="fill", fill_value=0).astype(p.dtype)
+    index = laid_as(index, z, index.ndim)
+    before = laid_as(look_up(old, index), z, index.ndim, over_classes=True).astype(p.dtype)
     moved = rho.astype(p.dtype) * before + (1 - rho.astype(p.dtype)) * p
-    return old.at[index].set(moved.astype(old.dtype), mode="drop")
+    # The rows of all devices, as the classes of the averages lie.
+    rows = laid_as(moved.astype(old.dtype), old, 0, over_classes=True)
+    whole = whole_rows_of(old)
+    out = jax.typeof(whole).sharding if is_split(whole) else None
+    return _as_placed(whole.at[everywhere(index)].set(rows, mode="drop", out_sharding=out), old)
 
 
 def _lse(z: Logits) -> Array:

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jax_ls import checks
 from jax_ls.algebra import Restricted, Target
 from jax_ls.class_axis import AxisName
-from jax_ls.logits import Logits, at_least, at_most, on_logits
+from jax_ls.logits import Batch, Logits, at_least, at_most, on_logits
 from jax_ls.smoothing import Prior
 from jax_ls.tangents import along
 from jax_ls.targets import Uniform, as_target
@@ -106,7 +106,8 @@ def jensen(
       where, class_where, axis, class_axis_name: as in `cross_entropy`.
 
     Returns:
-      Penalties (*batch,) in float32 or wider; 0 if p = u.
+      Penalties (*batch,) in float32 or wider; 0 if p = u. At the ends, ∞ if a class has no mass in u (α = 0) or no
+      chance in p (α = 1), and mass in the other.
 
     Raises:
       ValueError: a concrete α outside [0, 1].
@@ -119,22 +120,15 @@ def jensen(
     References:
       Meister et al., Generalized Entropy Regularization or: There's Nothing Special about Label Smoothing, 2020.
     """
-    alpha = checks.as_skew("alpha", alpha)
+    batch = Batch.of(logits, where, class_where, None, 0.0, axis, class_axis_name)
+    alpha = checks.as_batch_numbers("alpha", checks.as_skew("alpha", alpha), batch.shape)
     if prior is not None and not isinstance(prior, Target):
         prior = checks.as_class_values("prior", prior, widened=False)
+        checks.assert_class_values("prior", prior, batch.logits)
     u = Uniform() if prior is None else as_target(prior)
-    if class_where is not None and prior is not None:
-        exists = jnp.asarray(class_where)
-        u = Restricted(u, jnp.moveaxis(exists, axis, -1) if exists.ndim == jnp.ndim(logits) else exists)
-    return on_logits(
-        _jensen,
-        logits,
-        {"alpha": alpha, "prior": u},
-        where=where,
-        class_where=class_where,
-        axis=axis,
-        class_axis_name=class_axis_name,
-    )
+    if batch.class_where is not None and prior is not None:
+        u = Restricted(u, batch.class_where)
+    return batch.apply(_jensen, alpha=alpha, prior=u)
 
 
 def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
@@ -150,7 +144,10 @@ def _jensen(z: Logits, alpha: Array, prior: Target) -> Array:
         return _skew_divergence(at_least(d - log_total, low), u, *rows)
 
     ends = jnp.where(c == 0, 1, 0).astype(z.dtype)
-    return z.sum(term, z.log_total, -1e30, c, per_c, 1 / (1 - c), ends, u_is_a, 1 - u_is_a, 60.0, 0.0)
+    tiny = float(jnp.finfo(z.dtype).tiny)
+    apart = z.sum(term, z.log_total, -1e30, c, per_c, 1 / (1 - c), ends, u_is_a, 1 - u_is_a, 60.0, 0.0, tiny, 1e30)
+    # What 1e30 stood for.
+    return apart + jax.lax.stop_gradient(jnp.where(apart > 1e19, jnp.inf, 0).astype(z.dtype))
 
 
 @jax.custom_jvp
@@ -183,10 +180,14 @@ def _with_slope(
     p_is_a: Array,
     high: Array,
     zero: Array,
+    tiny: Array,
+    huge: Array,
 ) -> tuple[Array, Array]:
     """The term of one class, and its derivative in log p."""
     p = jnp.exp(log_p)
-    s = (u_is_a - p_is_a) * (log_p - jnp.log(jnp.maximum(u, 1e-24)))
+    # log u, and −1e30 at 0. `tiny` is the least number that XLA does not flush to 0.
+    beneath = jax.lax.stop_gradient(huge * jnp.maximum(1 - u / tiny, zero))
+    s = (u_is_a - p_is_a) * (log_p - jnp.log(jnp.maximum(u, tiny)) + beneath)
     # A larger exponent than 60 changes neither value nor derivative, except at c = 0: there s counts in full, and
     # a (log m) / c is b − a.
     e = at_most(s, high)

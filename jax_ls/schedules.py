@@ -45,10 +45,9 @@ def to_zero(
     """
     checks.check_option("shape", shape, ("linear", "cosine"))
     epsilon, steps = _number(smoothing), checks.check_size("steps", steps)
-    if shape == "linear":
-        descent = optax.linear_schedule(epsilon, 0.0, steps)
-    else:
-        descent = _in_floats(optax.cosine_decay_schedule(epsilon, steps))
+    linear = shape == "linear"
+    fall = optax.linear_schedule(epsilon, 0.0, steps) if linear else optax.cosine_decay_schedule(epsilon, steps)
+    descent = _in_floats(fall, epsilon)
     held = _then(optax.constant_schedule(epsilon), _step("begin", begin), descent)
     # XLA divides by a constant inexactly: the last step of the fall would be 1e-8 ε and not 0.
     return _then(held, begin + steps, optax.constant_schedule(0.0))
@@ -79,7 +78,8 @@ def warmup(smoothing: ArrayLike, steps: int, *, begin: int = 0) -> optax.Schedul
     References:
       Pereyra et al., Regularizing Neural Networks by Penalizing Confident Output Distributions, 2017.
     """
-    rise = optax.linear_schedule(0.0, _number(smoothing), checks.check_size("steps", steps))
+    epsilon = _number(smoothing)
+    rise = _in_floats(optax.linear_schedule(0.0, epsilon, checks.check_size("steps", steps)), epsilon)
     return _then(optax.constant_schedule(0.0), _step("begin", begin), rise)
 
 
@@ -145,14 +145,17 @@ def _then(before: optax.Schedule, step: int, after: optax.Schedule) -> optax.Sch
     return optax.join_schedules([before, after], [step]) if step else after
 
 
-def _in_floats(schedule: optax.Schedule) -> optax.Schedule:
-    """Returns the schedule on float steps: optax's cosine mixes integers and floats, which strict promotion forbids."""
-    return lambda step: schedule(jnp.asarray(step, float))
+def _in_floats(schedule: optax.Schedule, epsilon: ArrayLike) -> optax.Schedule:
+    """Returns the schedule on steps in the dtype of ε: optax mixes them with ε, which strict promotion forbids."""
+    dtype = jnp.result_type(epsilon) if hasattr(epsilon, "dtype") else float
+    return lambda step: schedule(jnp.asarray(step, dtype))
 
 
 def _number(smoothing: ArrayLike) -> ArrayLike:
-    checks.assert_rank("smoothing", checks.as_weight("smoothing", smoothing), 0, "a number")
-    return smoothing
+    """Returns ε, an array of it in float32 or wider."""
+    epsilon = checks.as_weight("smoothing", smoothing)
+    checks.assert_rank("smoothing", epsilon, 0, "a number")
+    return epsilon if hasattr(smoothing, "dtype") else smoothing
 
 
 def _step(name: str, step: int) -> int:

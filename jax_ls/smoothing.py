@@ -103,7 +103,7 @@ def smooth_labels(
     References:
       Szegedy et al., Rethinking the Inception Architecture, 2016.
     """
-    labels = jnp.asarray(labels)
+    labels = checks.as_array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         checks.assert_min_rank("labels", labels, 1, "integers (*batch,), or probabilities with their classes on axis")
     hard_ndim = labels.ndim + 1 if jnp.issubdtype(labels.dtype, jnp.integer) else labels.ndim
@@ -152,7 +152,7 @@ def smooth_binary_labels(labels: ArrayLike, smoothing: ArrayLike, *, prior: Arra
     References:
       Salimans et al., Improved Techniques for Training GANs, 2016 (one-sided smoothing).
     """
-    given = jnp.asarray(labels)
+    given = checks.as_array("labels", labels)
     y = checks.as_weight("labels", given)
     epsilon = checks.as_broadcast("smoothing", smoothing, y)
     base_rate = checks.as_broadcast("prior", prior, y)
@@ -334,4 +334,4 @@ def _batch(hard: Target) -> tuple[int, ...] | None:
     """Returns the batch axes of the labels; None if they are not known."""
     if isinstance(hard, OneHot):
         return hard.labels.shape
-    return hard.probabilities.shape[:-1] if isinstance(hard, Dense) else None
+    return hard.probabilities.shape[:-1] if isinstance(hard, Dense) else hard.batch_shape()

@@ -170,6 +170,8 @@ class Sparse(Target):
       [[0.75, 0.0, 0.25]]
     """
 
+    by_class = False
+
     indices: Array
     weights: Array
     num_classes: int | None = None
@@ -202,9 +204,9 @@ class Sparse(Target):
             checks.assert_total("target", self.num_classes, axis.size * axis.num_devices)
 
 
-def as_target(x: Target | ArrayLike) -> Target:
+def as_target(x: Target | ArrayLike, name: str = "target") -> Target:
     """Returns a target as it is, integers as `OneHot`, and real numbers as `Dense`."""
     if isinstance(x, Target):
         return x
-    array = jnp.asarray(x)
+    array = checks.as_array(name, x)
     return OneHot(array) if jnp.issubdtype(array.dtype, jnp.integer) else Dense(array)

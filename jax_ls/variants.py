@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName, align, multiply
+from jax_ls.class_axis import AxisName, align, laid_as, multiply
 from jax_ls.logits import Batch, Logits, at_least
 from jax_ls.losses import as_loss_target, smoothed_target
 from jax_ls.smoothing import Prior, Spread, smooth, smooth_binary_labels
@@ -378,8 +378,8 @@ def asymmetric_loss(
     checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
     if ignore_index is not None:
         checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
-        checks.check_integer("ignore_index", ignore_index)
-        where = y != ignore_index if where is None else checks.as_where("where", where, z.shape) & (y != ignore_index)
+        kept = checks.not_ignored(y, ignore_index)
+        where = kept if where is None else checks.as_where("where", where, z.shape) & kept
     elif where is not None:
         where = checks.as_where("where", where, z.shape)
     weights = None
@@ -409,7 +409,10 @@ def _asymmetric_elements(
         checks.as_broadcast(name, numbers[name], z)
         for name in ("smoothing", "prior", "gamma_positive", "gamma_negative", "margin")
     ]
+    # On an explicit mesh, as the logits lie.
+    y, *rows = (laid_as(x, z, z.ndim) for x in (y, *rows))
     if where is not None:
+        where = laid_as(where, z, z.ndim)
         z, y, *rows = (jnp.where(where, x, jnp.zeros((), x.dtype)) for x in (z, y, *rows))
     epsilon, base_rate, up, down, m = rows
     q = smooth_binary_labels(y, epsilon, prior=base_rate)

@@ -24,6 +24,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-minutes", type=float, default=1, help="how long each test of test_fuzz.py draws cases")
+    parser.addoption("--fuzz-seed", type=int, help="the one case of test_fuzz.py to run")
+
+
 hypothesis.settings.register_profile("laws", derandomize=True, deadline=None, database=None, max_examples=40)
 hypothesis.settings.load_profile("laws")
 

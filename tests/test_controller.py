@@ -218,6 +218,16 @@ def test_bad_input_of_update():
         CONTROLLER.update(CONTROLLER.init(), LOGITS[0], np.zeros(3, np.int32))
 
 
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("initial", [0.1, np.float32(0.1), np.float64(0.1), np.float16(0.1)])
+def test_a_scan_keeps_the_dtype_of_the_state(initial, x64):
+    with jax.enable_x64(x64):
+        controller = adaptive.CalibrationController(initial=initial)
+        state, logits, labels = controller.init(), jnp.zeros((3, 2, 4)), jnp.zeros((3, 2), int)
+        last, _ = jax.lax.scan(lambda s, batch: (controller.update(s, *batch), None), state, (logits, labels))
+        assert jax.tree.map(lambda x: x.dtype, last) == jax.tree.map(lambda x: x.dtype, state)
+
+
 @pytest.mark.parametrize(
     ("row", "first"),
     [

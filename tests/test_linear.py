@@ -40,6 +40,7 @@ LAYERS = [
     *[("prior bias each", (13,), 13, "float32", size, "mean") for size in (1, 13)],
     ("rows weights", (13,), 13, "float32", 2, "mean"),
     *[("prior weights", batch, 13, "float32", 2, "mean") for batch in [(), (0,), (2, 2, 3)]],
+    ("weights prior others class_weights z_loss", (0,), 13, "float32", 2, "mean"),
     *[("bias each", (5,), size, "float32", 2, "sum") for size in (1, 2, 257)],
     *[
         ("bias weights prior softcap", (11,), 13, dtype, 3, reduction)
@@ -140,7 +141,7 @@ def expected(floats, fixed, words, reduction, weigh):
         slopes["weights"] = reference.gradient(lambda w: np.sum(weigh * reduced(plain, w, counted, reduction)), weights)
     by_logit = share[..., None] * reference.gradient_by_class(functools.partial(losses, "logits"), arrays["logits"])
     slopes["hidden"] = by_logit @ kernel.T
-    slopes["kernel"] = hidden.reshape(-1, D).T @ by_logit.reshape(-1, kernel.shape[1])
+    slopes["kernel"] = hidden.reshape(-1, hidden.shape[-1]).T @ by_logit.reshape(-1, kernel.shape[1])
     if "transposed" in words:
         slopes["kernel"] = slopes["kernel"].T
     return reduced(plain, weights, counted, reduction), slopes

@@ -152,6 +152,31 @@ def test_a_perfect_model_has_no_divergence_and_no_gradient():
         np.testing.assert_allclose(x, 0, atol=5e-7)
 
 
+@pytest.mark.parametrize("spread", ["all", "others"])
+def test_the_slope_of_a_divergence_in_an_epsilon_of_0_is_infinite(spread):
+    """−1e30 stands for −∞. Classes that never get mass add nothing, at 0 and elsewhere."""
+    z = np.array([1.0, 0.5, 0.0, 2.0], np.float32)
+    zeros = np.array([0.25, 0.75, 0, 0], np.float32)
+
+    @jax.jit
+    def slopes(epsilon, prior):
+        f = lambda e: kl_divergence(z, smooth(jnp.int32(0), e, prior=prior, spread=spread))  # noqa: E731
+        return jax.grad(f)(epsilon), jax.jvp(f, (epsilon,), (jnp.float32(1),))[1]
+
+    for prior in (None, zeros):
+        assert max(slopes(jnp.float32(0), prior)) < -1e28
+    # All of the prior on the label: no class gets mass from ε, or the others share it equally.
+    sure = slopes(jnp.float32(0), np.eye(4, dtype=np.float32)[0])
+    np.testing.assert_array_equal(np.array(sure) < -1e28, spread == "others")
+    exact, z = zeros.astype(np.float64), z.astype(np.float64)
+    step = 1e-6
+    ends = [
+        reference.cross_entropy(z, reference.smooth(0, 0.3 + d, 4, prior=exact, spread=spread), relative=True)
+        for d in (step, -step)
+    ]
+    np.testing.assert_allclose(slopes(jnp.float32(0.3), zeros), (ends[0] - ends[1]).real / (2 * step), rtol=1e-5)
+
+
 def test_a_divergence_counts_class_weights_and_classes_that_exist():
     floats, fixed, _ = cases.draw(cases.Case("class_where class_weights prior"))
     ours, exact = cases.rounded(floats, "float32")

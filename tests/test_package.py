@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "losses": f"{CORE} logits smoothing reductions",
     "variants": f"{CORE} logits smoothing losses tangents",
     "sequences": f"{CORE} losses smoothing",
-    "mixing": "checks targets",
+    "mixing": "checks class_axis targets",
     "linear": f"{CORE} logits smoothing losses reductions",
     "schedules": "checks",
     "priors": CORE,

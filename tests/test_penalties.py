@@ -166,6 +166,29 @@ def test_the_two_limits_of_jensen(z, uniform):
         assert np.isfinite(f(z, end)[1]).all()
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_limits_of_jensen_where_a_class_has_no_mass(jit):
+    """KL(p ‖ u) and KL(u ‖ p) are infinite there, and finite where that class has no mass in either."""
+    f = jax.jit(penalties.jensen) if jit else penalties.jensen
+    z, u, inf = jnp.array([1.0, 2.0, 0.5, 0.0]), jnp.array([0.5, 0.25, 0.25, 0.0]), jnp.inf
+    without = z.at[3].set(-inf)
+    assert f(z, 0.0, prior=u) == inf
+    assert f(without, 1.0) == inf
+    for alpha in (0.0, 0.25, 0.5, 1.0):
+        expected = penalties.jensen(z[:3], alpha, prior=u[:3])
+        np.testing.assert_allclose(f(without, alpha, prior=u), expected, rtol=1e-6)
+    for alpha in (1e-6, 0.25, 0.75, 1.0):
+        row = reference_noise.jensen(np.asarray(z, float), alpha, np.asarray(u, float))
+        np.testing.assert_allclose(f(z, alpha, prior=u), row, rtol=1e-5)
+
+
+def test_jensen_of_a_prior_far_below_every_probability():
+    """log u is exact down to the least number that float32 has."""
+    z, u = jnp.zeros(2), jnp.array([1.0, 1e-37])
+    expected = np.log(0.5) - 0.5 * np.log(1e-37)
+    np.testing.assert_allclose(penalties.jensen(z, 0.0, prior=u), expected, rtol=1e-6)
+
+
 def penalty_of_prior(z, log_u):
     """−⟨p, log u⟩."""
     return -(jax.nn.softmax(z) * log_u[None]).sum(-1)

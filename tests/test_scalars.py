@@ -5,7 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ls import OneHot, cross_entropy, priors, schedules
+from jax_ls import (
+    Dense,
+    OneHot,
+    adaptive,
+    asymmetric_loss,
+    cross_entropy,
+    focal_loss,
+    linear_cross_entropy,
+    penalties,
+    priors,
+    schedules,
+    sigmoid_cross_entropy,
+    smooth,
+    smooth_labels,
+    smoothed_cross_entropy,
+)
 
 K = 5
 LABELS = jnp.arange(K)
@@ -70,14 +85,67 @@ def test_what_a_binomial_promises(size, margin):
 LARGE = [2**32 + 1, -(2**32) + 1, 2**31 + 1]
 
 
-@pytest.mark.parametrize("label", LARGE)
+Z2 = np.zeros((2, K), np.float32)
+OF_LABELS = {
+    "OneHot": lambda y: cross_entropy(Z2, OneHot(y)),
+    "cross_entropy": lambda y: cross_entropy(Z2, y),
+    "smoothed_cross_entropy": lambda y: smoothed_cross_entropy(Z2, y),
+    "focal_loss": lambda y: focal_loss(Z2, y),
+    "smooth": lambda y: cross_entropy(Z2, smooth(y, 0.1)),
+    "smooth_labels": lambda y: smooth_labels(y, 0.1, num_classes=K).sum(-1),
+    "mix": lambda y: cross_entropy(Z2, priors.mix(y, y, 0.5)),
+    "linear_cross_entropy": lambda y: linear_cross_entropy(Z2, Z2.T @ Z2, y, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
 @pytest.mark.parametrize("x64", [False, True])
-def test_numpy_labels_beyond_32_bits_are_no_class(label, x64):
+def test_numpy_labels_beyond_32_bits_are_no_class(name, x64):
     """They would wrap to class 1."""
     with jax.enable_x64(x64):
-        losses = cross_entropy(np.zeros((2, K), np.float32), OneHot(np.array([label, 1])))
-        assert np.isnan(losses[0])
-        assert np.isfinite(losses[1])
+        for label in LARGE:
+            losses = OF_LABELS[name](np.array([label, 1]))
+            assert np.isnan(losses[0]), label
+            assert np.isfinite(losses[1])
+
+
+def test_numpy_counts_beyond_32_bits_are_not_wrapped():
+    few, many = np.array([1, 2, 2**33]), np.array([1.0, 2.0, 2.0**33], np.float32)
+    labels = jnp.arange(3)
+    for shape in ("sine", "linear"):
+        ours, expected = (adaptive.label_aware(labels, counts, shape=shape) for counts in (few, many))
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("ignore_index", [2**31, -(2**31) - 1, 2**70])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda **options: cross_entropy(Z2, np.array([0, 1]), **options),
+        lambda **options: sigmoid_cross_entropy(Z2, np.zeros((2, K), np.int32), **options),
+        lambda **options: asymmetric_loss(Z2, np.zeros((2, K), np.int32), **options),
+        lambda **options: linear_cross_entropy(Z2, Z2.T @ Z2, np.array([0, 1]), **options),
+    ],
+)
+def test_an_ignore_index_that_no_label_can_be_is_named(loss, ignore_index):
+    with pytest.raises(ValueError, match=rf"^ignore_index: expected an integer of 32 bits, got {ignore_index}"):
+        loss(ignore_index=ignore_index)
+
+
+def test_labels_of_few_bits_may_have_any_ignore_index():
+    """A number that the labels cannot hold is the label of nobody."""
+    y = np.zeros((2, K), np.uint8)
+    for loss in (sigmoid_cross_entropy, asymmetric_loss):
+        np.testing.assert_array_equal(loss(Z2, y, ignore_index=-1), loss(Z2, y))
+
+
+@pytest.mark.parametrize("where", [None, np.array([True, False, True])])
+def test_a_concentration_out_of_range_makes_nan_of_what_counts(where):
+    draw = jax.jit(lambda a: adaptive.beta(jax.random.key(0), Z[0, :3], 0.1, concentration=a, where=where))
+    counted = np.ones(3, bool) if where is None else where
+    for a in (-1.0, 0.0, np.inf, np.nan):
+        np.testing.assert_array_equal(np.isnan(draw(a)), counted)
+        np.testing.assert_array_equal(draw(a)[~counted], 0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
@@ -102,6 +170,15 @@ BAD = [
     ("counts", lambda: priors.unigram(jnp.zeros(0)), r"float32 \(0,\)"),
     ("sigma", lambda: priors.gaussian(K, sigma=0.0), r"0\.0"),
     ("lam", lambda: priors.mix(LABELS, LABELS, "half"), "half"),
+    ("lam", lambda: priors.mix(LABELS, LABELS, jnp.ones(3)), r"float32 \(3,\)"),
+    ("lam", lambda: priors.mix(smooth(LABELS, 0.1), LABELS, Z), r"float32 \(5, 5\)"),
+    ("target_b", lambda: priors.mix(LABELS, LABELS[:3], 0.5), r"\(3,\)"),
+    ("target_a", lambda: priors.mix("cat", LABELS, 0.5), "cat"),
+    ("smoothing", lambda: smooth(0.5 * OneHot(LABELS) + 0.5 * Dense(Z), jnp.ones(3)), r"float32 \(3,\)"),
+    ("prior", lambda: penalties.jensen(Z, 0.5, prior=jnp.ones((3, K))), r"float32 \(3, 5\)"),
+    ("prior", lambda: penalties.jensen(Z, 0.5, prior=jnp.ones(3)), r"float32 \(3,\)"),
+    ("target", lambda: penalties.jensen(Z[:1], 0.5, prior=Dense(jnp.ones((3, K)))), r"float32 \(3, 5\)"),
+    ("target", lambda: cross_entropy(Z, [2**40] * K), r"1099511627776"),
 ]
 
 

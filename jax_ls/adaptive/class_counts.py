@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.class_axis import look_up
+from jax_ls.class_axis import everywhere, look_up
 
 __all__ = ["label_aware"]
 
@@ -62,7 +62,7 @@ def label_aware(
     """
     checks.check_option("shape", shape, tuple(SHAPES))
     y = checks.as_labels("labels", labels)
-    n = checks.as_amount("counts", counts)
+    n = everywhere(checks.as_amount("counts", counts))
     checks.assert_rank("counts", n, 1, "(K,), one number a class")
     head, tail = (checks.as_scalar(name, checks.as_weight(name, x)) for name, x in (("head", head), ("tail", tail)))
     n, head, tail = checks.same_dtype(n, head, tail)

@@ -84,7 +84,8 @@ class CalibrationController:
 
     def init(self) -> CalibrationState:
         """Returns the first state: ε is `initial`, and the gap 0."""
-        return CalibrationState(jnp.array(checks.as_weight("initial", self.initial)), jnp.zeros(()))
+        smoothing = jnp.array(checks.as_weight("initial", self.initial))
+        return CalibrationState(smoothing, jnp.zeros_like(smoothing))
 
     def update(
         self,
@@ -112,12 +113,13 @@ class CalibrationController:
         total = jnp.sum(jnp.where(counted, surplus, 0)).astype(state.gap.dtype)
         count = jnp.sum(counted).astype(state.gap.dtype)
         total, count = sum_over_devices((total, count), batch_axis_name)
-        decay, rate, low, high = (
-            checks.as_weight(name, getattr(self, name)).astype(state.gap.dtype)
-            for name in ("decay", "rate", "low", "high")
-        )
+        decay = checks.as_weight("decay", self.decay).astype(state.gap.dtype)
         gap = decay * state.gap + (1 - decay) * total / jnp.maximum(count, 1)
-        smoothing = jnp.clip(state.smoothing + rate * gap.astype(state.smoothing.dtype), low, high)
+        dtype = state.smoothing.dtype
+        rate, low, high = (
+            checks.as_weight(name, getattr(self, name)).astype(dtype) for name in ("rate", "low", "high")
+        )
+        smoothing = jnp.clip(state.smoothing + rate * gap.astype(dtype), low, high)
         moved = CalibrationState(smoothing, gap)
         return jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)
 
@@ -125,5 +127,5 @@ class CalibrationController:
 def _overconfidence(z: Logits, labels: Array) -> tuple[Array, Array]:
     """Returns max p − [argmax p = y], and whether the example counts: no logit is NaN and its label names a class."""
     log_top = -z.log_total
-    surplus = jnp.exp(log_top) - (z.likeliest == labels).astype(z.dtype)
+    surplus = jnp.exp(log_top) - z.is_likeliest(labels).astype(z.dtype)
     return surplus, ~jnp.isnan(z.log_prob(labels) + log_top)

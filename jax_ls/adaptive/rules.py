@@ -299,4 +299,5 @@ def beta(
     ranked = jnp.sort(jnp.where(flat(kept), draws, jnp.inf))
     order = jnp.argsort(flat(jnp.where(kept, p, jnp.inf)))
     b = jnp.zeros_like(draws).at[order].set(ranked).reshape(p.shape)
-    return jnp.where(kept, epsilon * jnp.where(jnp.isnan(p), jnp.nan, 1 - b), 0)
+    left = jnp.where(kept, jnp.where(jnp.isnan(p) | jnp.isnan(a), jnp.nan, 1 - b), 0)
+    return jnp.where(kept, epsilon, 0) * left

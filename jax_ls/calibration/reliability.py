@@ -261,7 +261,7 @@ def confidence_and_hit(z: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _confidence_and_hit(z: Logits, labels: Array) -> tuple[Array, Array]:
-    hit = (z.likeliest == labels).astype(z.dtype)
+    hit = z.is_likeliest(labels).astype(z.dtype)
     return z.top_prob, jnp.where(z.contains(labels), hit, jnp.nan)
 
 

@@ -173,7 +173,7 @@ def _by_token(w: Array, batch: tuple[int, ...], count: int) -> Array:
     """Weights (K,) as they are, else (N, K)."""
     if w.size == w.shape[-1] and (w.ndim == 1 or count != 1):
         return w.reshape(-1)
-    return jnp.broadcast_to(align(w, len(batch) + 1), (*batch, w.shape[-1])).reshape(count, -1)
+    return jnp.broadcast_to(align(w, len(batch) + 1), (*batch, w.shape[-1])).reshape(count, w.shape[-1])
 
 
 def _over_devices(axis: ClassAxis, sums: Sums, masses: Sequence[Array]) -> Sums:

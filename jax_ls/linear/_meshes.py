@@ -14,9 +14,8 @@ from jax import Array
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName
+from jax_ls.class_axis import AxisName, everywhere
 from jax_ls.linear._gathering import Gathering
-from jax_ls.targets import Sparse
 
 __all__ = ["Layout"]
 
@@ -172,7 +171,8 @@ class Layout:
     def local(self, run: Callable[..., Any], operands: dict[str, Any], out_specs: Any) -> Any:
         """Returns run(operands), each device on its own part of them."""
         if self.mesh is None:
-            return run(operands)
+            # Neither hidden nor kernel is split by an explicit mesh, so nothing is.
+            return run(jax.tree.map(everywhere, operands))
         leaves, tree = jax.tree.flatten(operands)
         specs = self.specs(operands)
         placed = [_placed(x, NamedSharding(self.mesh, spec)) for x, spec in zip(leaves, specs, strict=True)]
@@ -207,7 +207,7 @@ class Layout:
         for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Target)):
             leaves = jax.tree.leaves(node)
             each = node.per_example() if isinstance(node, Target) else [True] * len(leaves)
-            classes = over_classes(node) if isinstance(node, Target) else [False] * len(leaves)
+            classes = node.over_classes() if isinstance(node, Target) else [False] * len(leaves)
             for x, by_token, by_class in zip(leaves, each, classes, strict=True):
                 batch = tuple(self.batch) if by_token else ()
                 rest = [None] * (x.ndim - len(batch))
@@ -215,19 +215,6 @@ class Layout:
                     rest[-1] = _entry(self.classes)
                 found.append(PartitionSpec(*batch, *rest))
         return found
-
-
-def over_classes(target: Target) -> list[bool]:
-    """Of each leaf of a target, in its order, whether its last axis is that of the classes."""
-    flags = []
-    children, _ = jax.tree_util.tree_flatten_with_path(target, is_leaf=lambda x: x is not target)
-    for (key,), field in children:
-        name = str(getattr(key, "name", key))
-        if isinstance(field, Target):
-            flags += over_classes(field)
-        elif field is not None:
-            flags.append(target.ranks.get(name, 0) > 0 and not isinstance(target, Sparse))
-    return flags
 
 
 def _placed(x: Array, sharding: NamedSharding) -> Array:

@@ -120,7 +120,7 @@ def linear_cross_entropy(
     num_classes = k.shape[class_axis] * gathered(layout, class_axis)
     logits = jax.ShapeDtypeStruct((*h.shape[:-1], num_classes), h.dtype)
     if not isinstance(target, Target):
-        target = jnp.asarray(target)
+        target = checks.as_array("target", target)
         checks.assert_target("target", target, logits)
     if ignore_index is not None:
         where = _kept(target, where, ignore_index)
@@ -129,6 +129,9 @@ def linear_cross_entropy(
     if not plain:
         # A uniform prior takes its classes from the loss.
         kept = None if prior is None else class_where
+        if prior is not None and not isinstance(prior, Target):
+            prior = checks.as_class_values("prior", prior)
+            checks.assert_class_values("prior", prior, logits)
         target = smooth(target, smoothing, prior=prior, spread=spread, class_where=kept)
     checks.check_option("spread", spread, ("all", "others"))
     q = as_target(target)
@@ -261,8 +264,7 @@ def _kept(target: Target | Array, where: ArrayLike | None, ignore_index: int) ->
     """Which tokens `ignore_index` and `where` leave."""
     if isinstance(target, Target) or not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError("ignore_index: expected integer labels as target, for ignore_index to name one")
-    checks.check_integer("ignore_index", ignore_index)
-    kept = checks.as_labels("target", target) != ignore_index
+    kept = checks.not_ignored(target, ignore_index)
     return kept if where is None else kept & checks.as_where("where", where, kept.shape)
 
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName
+from jax_ls.class_axis import AxisName, everywhere
 from jax_ls.logits import Batch, Logits
 from jax_ls.noise.labels import as_matrix, as_rate, assert_one_given
 from jax_ls.smoothing import smooth
@@ -137,7 +137,7 @@ def backward_correction(
         target: Target = smooth(y, -rate / (1 - rate))
     else:
         table = as_matrix("matrix", matrix, batch.logits.shape[-1] * batch.num_devices)
-        target = Rows(batch.local(jnp.linalg.inv(table)), y)
+        target = Rows(batch.local(jnp.linalg.inv(everywhere(table))), y)
     return batch.apply(Logits.cross_entropy, q=target)
 
 

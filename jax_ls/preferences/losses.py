@@ -248,6 +248,7 @@ def robust_dpo(
       Chowdhury et al., Provably Robust DPO: Aligning Language Models with Noisy Feedback, 2024.
     """
     pairs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+    checks.as_broadcast("flip_rate", flip_rate, checks.as_weight("policy_chosen", policy_chosen))
     return dpo(*pairs, beta=beta, smoothing=robust_smoothing(flip_rate), where=where)
 
 

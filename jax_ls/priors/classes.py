@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Target
+from jax_ls.class_axis import everywhere
 from jax_ls.targets import Dense, as_target
 
 __all__ = ["hierarchy", "logit_adjustment", "mix", "similarity", "teacher", "tree_distances", "unigram"]
@@ -58,8 +59,8 @@ def unigram(
         n = jnp.where(checks.as_where("class_where", class_where, n.shape), n, 0)
     top = checks.as_positive("the largest of counts", jax.lax.stop_gradient(jnp.max(n)))
     # Relative to the largest count, so that no power overflows.
-    weights = (n / top) ** (1 / temperature.astype(n.dtype))
-    weights = jnp.where(jnp.isnan(temperature), jnp.nan, weights)  # 1 to the power NaN is 1
+    power = 1 / temperature.astype(n.dtype)
+    weights = jnp.where(n == 0, 0, jnp.where(n == 0, 1, n / top) ** power) + 0 * power  # 1 to the power NaN is 1
     return weights / jnp.sum(weights)
 
 
@@ -287,8 +288,13 @@ def mix(target_a: Any, target_b: Any, lam: ArrayLike) -> Target:
     References:
       Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018; Yun et al., CutMix, 2019.
     """
-    lam = checks.as_weight("lam", lam)
-    return lam * as_target(target_a) + (1 - lam) * as_target(target_b)
+    lam, a, b = checks.as_weight("lam", lam), as_target(target_a, "target_a"), as_target(target_b, "target_b")
+    batch = a.batch_shape() or b.batch_shape()
+    if batch is not None:
+        checks.assert_shape("lam", lam, [(), batch], "{shapes}, the shape of the batch")
+        if (other := b.batch_shape()) not in (None, batch):
+            raise ValueError(f"target_b: expected a target of {batch}, as target_a is, got one of {other}")
+    return lam * a + (1 - lam) * b
 
 
 def _counted(counts: Any, pseudo_count: Any) -> Array:
@@ -314,7 +320,7 @@ def _path(parent_of: np.ndarray, node: int) -> list[int]:
 
 
 def _similarities(embeddings: Any, metric: str) -> Array:
-    e = checks.as_class_values("embeddings", embeddings)
+    e = everywhere(checks.as_class_values("embeddings", embeddings))
     checks.assert_rank("embeddings", e, 2, "a matrix (K, D)")
     if metric == "cosine":
         squares = jnp.sum(jnp.square(e), axis=-1, keepdims=True)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jax_ls import checks
+from jax_ls.class_axis import laid_as
 from jax_ls.targets import Sparse
 
 __all__ = ["neighbors", "spatial"]
@@ -67,7 +68,8 @@ def neighbors(
     steps = np.arange(y.shape[-1])[:, None] + np.asarray(offsets, int)
     exists = jnp.broadcast_to((steps >= 0) & (steps < y.shape[-1]), (*y.shape, len(offsets)))
     if where is not None:
-        exists &= _at_offsets(checks.as_where("where", where, y.shape), shifts)
+        where = laid_as(checks.as_where("where", where, y.shape), y, y.ndim)
+        exists = laid_as(exists, y, y.ndim) & _at_offsets(where, shifts)
     return _vote(y, _at_offsets(y, shifts), w, exists)
 
 
@@ -126,8 +128,9 @@ def spatial(
     if where is None:
         weights = jnp.concatenate([jnp.ones(1, g.dtype), g / jnp.sum(g)])
         return Sparse(indices, jnp.broadcast_to(0.5 * weights, indices.shape))
-    votes = _vote(y, indices[..., 1:], g, _at_offsets(checks.as_where("where", where, y.shape), offsets[1:]))
-    weights = jnp.concatenate([jnp.ones((*y.shape, 1), g.dtype), votes.weights], axis=-1)
+    where = laid_as(checks.as_where("where", where, y.shape), y, y.ndim)
+    votes = _vote(y, indices[..., 1:], g, _at_offsets(where, offsets[1:]))
+    weights = jnp.concatenate([jnp.ones_like(votes.weights[..., :1]), votes.weights], axis=-1)
     return Sparse(jnp.concatenate([y[..., None], votes.indices], axis=-1), 0.5 * weights)
 
 

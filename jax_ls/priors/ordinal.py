@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jax_ls import checks
+from jax_ls.class_axis import everywhere
 
 __all__ = ["beta", "binomial", "gaussian", "geometric", "poisson", "sord", "triangular"]
 
@@ -243,6 +244,7 @@ def beta(num_classes: int, *, shapes: ArrayLike | None = None) -> Array:
         shapes = given
     ab = checks.as_positive("shapes", shapes)
     checks.assert_shape("shapes", ab, [(size, 2)], f"({size}, 2), two numbers a label")
+    ab = everywhere(ab)
     edges = jnp.asarray(np.arange(size + 1) / size, ab.dtype)[None]
     below = jax.scipy.special.betainc(ab[:, :1], ab[:, 1:], edges)
     # The far tail as a difference of small numbers.
@@ -295,4 +297,4 @@ def _ranks(ranks: Any) -> Array:
         return jnp.arange(checks.check_size("ranks", ranks), dtype=jnp.result_type(float))
     values = checks.as_weight("ranks", ranks)
     checks.assert_rank("ranks", values, 1, "K, or real numbers (K,)")
-    return values
+    return everywhere(values)
