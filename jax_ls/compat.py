@@ -332,7 +332,7 @@ def timm_binary_cross_entropy(
       2.7726
     """
     checks.check_option("reduction", reduction, ("none", "mean", "sum"))
-    z, q = jnp.asarray(x), jnp.asarray(target)
+    z, q = checks.as_array("x", x), checks.as_array("target", target)
     q = smooth_labels(q, float(smoothing), num_classes=z.shape[-1]) if q.shape != z.shape else _real(q, z)
     q = q if target_threshold is None else (q > target_threshold).astype(q.dtype)
     losses = sigmoid_cross_entropy(z, q, pos_weight=pos_weight)
@@ -366,7 +366,7 @@ def fairseq_label_smoothed_nll_loss(
       >>> print(loss.round(4), nll.round(4))
       0.9404 0.3567
     """
-    x, y = checks.as_logits("lprobs", lprobs), jnp.asarray(target)
+    x, y = checks.as_logits("lprobs", lprobs), checks.as_array("target", target)
     y = y[..., 0] if y.ndim == x.ndim else y
     kept = jnp.ones(y.shape, bool) if ignore_index is None else y != ignore_index
     hard = OneHot(jnp.where(kept, y, 0))
@@ -461,7 +461,7 @@ def maxtext_cross_entropy_with_logits(
       >>> print(loss.round(4), penalty.round(4))
       [1.5785] [0.1922]
     """
-    y = jnp.asarray(targets)
+    y = checks.as_array("targets", targets)
     y = y if y.ndim < jnp.ndim(logits) else _real(y, logits)
     parts = smoothed_cross_entropy(logits, y, 0.0, z_loss=z_loss, return_parts=True)
     return parts.loss, parts.z_loss
