@@ -241,7 +241,7 @@ def keras_sparse_categorical_crossentropy(
       >>> print(compat.keras_sparse_categorical_crossentropy(jnp.array([1.0, 2.0]), p).round(4))
       [0.0513 2.3026]
     """
-    y, z = jnp.asarray(y_true), jnp.asarray(y_pred)
+    y, z = checks.as_array("y_true", y_true), checks.as_array("y_pred", y_pred)
     y = y[..., 0] if y.ndim == z.ndim and y.shape[-1] == 1 else y
     y = y.astype(jnp.int32)
     if from_logits:
