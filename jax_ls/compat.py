@@ -141,7 +141,8 @@ class LabelSmoothing:
         q = smooth(y, float(self.smoothing), spread="others", class_where=is_word)
         number = jnp.asarray(self.smoothing, jnp.result_type(float))
         entropy = entropy_of_smoothed(number, jnp.asarray(self.size - 1, number.dtype), "others")
-        return jnp.sum(jnp.where(kept, _against(q, x, kept) - entropy, 0))
+        losses = _against(q, x, kept)
+        return jnp.sum(jnp.where(kept, losses - entropy.astype(losses.dtype), 0))
 
 
 # TensorFlow and Keras

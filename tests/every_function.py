@@ -377,6 +377,17 @@ row(
     holes={"grad:forward": "gradients are taken in the forward pass: reverse mode alone"},
 )
 row(
+    "linear_cross_entropy, parts",
+    LAYER,
+    plan="tokens",
+    chunk_size=2,
+    smoothing=EACH,
+    **PARTS,
+    digits=2e-2,
+    free="kernel",
+    holes={"grad": "of the parts, only the loss has a derivative: the other rows have it"},
+)
+row(
     "linear_cross_entropy, classes",
     LAYER,
     plan="classes",
