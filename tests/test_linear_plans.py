@@ -222,6 +222,26 @@ def test_the_dtype_that_gradients_add_up_in(accumulate, plan):
     assert any(f"<{shape}x{dtype}>" in line for line in added)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("spread", ["all", "others"])
+def test_a_prior_has_slopes_beside_classes_that_do_not_exist(spread, reduction):
+    """However large the cotangent is: what stands for −inf in their place takes no part."""
+    rng = np.random.default_rng(0)
+    hidden, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 1), (1, 7)))
+    table, labels = rng.dirichlet(np.ones(7), 7).astype(np.float32), np.array([3, 5], np.int32)
+    exists = np.array([1, 1, 0, 1, 0, 1, 1], bool)
+
+    def slope(plan):
+        def total(table):
+            given = {"prior": Rows(table, labels), "class_where": exists, "spread": spread, "reduction": reduction}
+            return 2.0**15 * jnp.sum(linear_cross_entropy(hidden, kernel, labels, smoothing=0.9, **given, **plan))
+
+        return jax.jit(jax.grad(total))(table) / 2.0**15
+
+    expected = slope({"plan": "tokens"})
+    np.testing.assert_allclose(slope({"plan": "classes", "block_size": 4}), expected, rtol=1e-5, atol=1e-6)
+
+
 # Compilations.
 
 LOWERED = []

@@ -165,16 +165,19 @@ def _part(blocks: Blocks, block: Array, layer: Layer, weights: Sequence[Any], la
         blocks.kernel(block, layer.kernel),
         None if layer.bias is None else blocks.cut(block, layer.bias),
         kept,
-        [_fresh(None if w is None else blocks.cut(block, w), fresh) for w in weights],
+        [_present(None if w is None else blocks.cut(block, w), fresh, kept) for w in weights],
         [blocks.places(block, y) for y in labels],
     )
 
 
-def _fresh(w: Array | None, fresh: Array | None) -> Array | None:
-    """The weights of a block, with 0 for classes that another block holds."""
-    if fresh is None:
-        return w
-    return fresh.astype(jnp.float32) if w is None else jnp.where(align(fresh, w.ndim), w, 0)
+def _present(w: Array | None, fresh: Array | None, kept: Array | None) -> Array | None:
+    """The weights of a block, with 0 for classes that another block holds or that do not exist.
+
+    Their derivative is 0 too. Else it would be what stands for −inf, which overflows times a cotangent above 1.
+    """
+    if w is None:
+        return None if fresh is None else fresh.astype(jnp.float32)
+    return w if kept is None else jnp.where(align(kept, w.ndim), w, 0)
 
 
 def _logits(blocks: Blocks, hidden: Array, part: _Part) -> tuple[Array, Array | None]:
@@ -321,7 +324,7 @@ def sweep_in_any_mode(
     @jax.checkpoint
     def sums_of(wide: Array, x: Tree) -> tuple[Sums, list[Array]]:
         within = [_padded_places(blocks, x["block"], y) for y in labels]
-        given = [_fresh(w, x["fresh"]) for w in x["weights"]]
+        given = [_present(w, x["fresh"], x["kept"]) for w in x["weights"]]
         part = _Part(blocks.gathering.whole(x["kernel"]), x["bias"], x["kept"], given, within)
         return _sums(_separate_sums, _logits(blocks, wide.astype(layer.hidden.dtype), part)[0], part)
 
@@ -394,6 +397,7 @@ def _take_slopes(
                 d_w = ct[:, None] * (_finite(z) - top[:, None])
                 if d_mass[i] is not None:
                     d_w = d_w + d_mass[i][:, None]
+                d_w = d_w if part.kept is None else jnp.where(part.kept[None], d_w, 0)
                 d_w = d_w if w.ndim == 2 else jnp.sum(d_w, axis=0)
                 found["weights"] = [*found["weights"]]
                 found["weights"][i] = blocks.put(block, carry["weights"][i], d_w)
