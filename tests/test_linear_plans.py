@@ -242,6 +242,30 @@ def test_a_prior_has_slopes_beside_classes_that_do_not_exist(spread, reduction):
     np.testing.assert_allclose(slope({"plan": "classes", "block_size": 4}), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_fills_a_chunk_is_harmless_where_there_is_no_class_0(plan, smoothing, reduction):
+    """Five tokens in chunks of four, and the padding class masked out."""
+    rng = np.random.default_rng(0)
+    hidden, kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 2), (2, 3), (3,)))
+    labels, exists, weigh = np.array([1, 1, 2, 2, 1], np.int32), np.arange(3) > 0, np.linspace(0.5, 1.5, 5, dtype="f")
+    prior = rng.dirichlet(np.ones(3)).astype(np.float32)
+    sizes = {"chunk_size": 4} if plan["plan"] == "tokens" else {"block_size": 2}
+
+    def total(hidden, kernel, bias):
+        options = {"smoothing": smoothing, "prior": prior, "class_where": exists, "reduction": reduction, "bias": bias}
+        losses = linear_cross_entropy(hidden, kernel, labels, **options, **plan | sizes)
+        return jnp.sum(losses * weigh) if reduction == "none" else losses
+
+    def plain(hidden, kernel, bias):
+        z = hidden @ kernel + bias[None]
+        losses = smoothed_cross_entropy(z, labels, smoothing, prior=prior, class_where=exists)
+        return mean(losses) if reduction == "mean" else jnp.sum(losses * weigh)
+
+    actual, expected = (jax.jit(jax.grad(f, (0, 1, 2)))(hidden, kernel, bias) for f in (total, plain))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), actual, expected)
+
+
 # Compilations.
 
 LOWERED = []

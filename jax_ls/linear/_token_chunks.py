@@ -126,21 +126,23 @@ def _zeros(x: jax.ShapeDtypeStruct, chunks: int | None = None) -> jax.Array:
 
 
 def split(tokens: Tokens, batch_rank: int, chunks: int, size: int | None = None) -> Tokens:
-    """Returns arrays (*batch, ...) as (n, C, ...); tokens of zeros and weight 0 fill the last chunk.
+    """Returns arrays (*batch, ...) as (n, C, ...); the last token, at weight 0, fills the last chunk.
 
-    `size` is n where the number of tokens is symbolic.
+    A token of zeros would not do: where there is no class 0, the slope of its loss would be NaN. `size` is n where
+    the number of tokens is symbolic.
     """
 
     def one(x: jax.Array) -> jax.Array:
         x = x.reshape(math.prod(x.shape[:batch_rank]), *x.shape[batch_rank:])
-        if size is not None:
-            x = jnp.concatenate([x, jnp.zeros((chunks * size - x.shape[0], *x.shape[1:]), x.dtype)])
-            return x.reshape(size, chunks, *x.shape[1:])
-        ragged = -x.shape[0] % chunks
-        x = jnp.pad(x, [(0, ragged)] + [(0, 0)] * (x.ndim - 1)) if ragged else x
-        return x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:])
+        ragged = -x.shape[0] % chunks if size is None else chunks * size - x.shape[0]
+        if size is not None or ragged:
+            x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (ragged, *x.shape[1:]))])
+        return x.reshape(x.shape[0] // chunks if size is None else size, chunks, *x.shape[1:])
 
-    return jax.tree.map(one, tokens)
+    filled = jax.tree.map(one, tokens)
+    count = math.prod(tokens.weights.shape)
+    place = jnp.arange(filled.weights.size, dtype=jnp.int32).reshape(filled.weights.shape)
+    return filled._replace(weights=jnp.where(place < count, filled.weights, 0))
 
 
 def close(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[Plan, Shared]:
