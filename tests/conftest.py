@@ -27,6 +27,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-minutes", type=float, default=1, help="how long each test of test_fuzz.py draws cases")
+    parser.addoption("--fuzz-first", type=int, help="the first case of test_fuzz.py; the clock's by default")
     parser.addoption("--fuzz-seed", type=int, help="the one case of test_fuzz.py to run")
 
 

@@ -1,6 +1,7 @@
 """Options drawn at random and crossed, against the definition: `python -m pytest -m fuzz --fuzz-minutes 10`.
 
-A seed draws one case. What fails names its seed, and `--fuzz-seed N` runs that case alone.
+A seed draws one case. What fails names its seed, and `--fuzz-seed N` runs that case alone. Seeds begin at the clock's,
+or at `--fuzz-first N`, as in `.ci/run`, whose verdict does not depend on the day.
 """
 
 import functools
@@ -39,8 +40,8 @@ def fuzz(case, request):
     if (only := request.config.getoption("--fuzz-seed")) is not None:
         print(case(np.random.default_rng(only)))
         return
-    first, end = time.time_ns() // 1000 % 2**40, time.time() + 60 * request.config.getoption("--fuzz-minutes")
-    seed = first
+    end, first = time.time() + 60 * request.config.getoption("--fuzz-minutes"), request.config.getoption("--fuzz-first")
+    seed = first = time.time_ns() // 1000 % 2**40 if first is None else first
     while time.time() < end:
         try:
             case(np.random.default_rng(seed))
