@@ -266,6 +266,27 @@ def test_what_fills_a_chunk_is_harmless_where_there_is_no_class_0(plan, smoothin
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), actual, expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("counted", [[False, True, False], [False, False, False]])
+def test_tokens_that_do_not_count_where_there_is_no_class_0(plan, counted, reduction):
+    """Class 0 stands in for their labels, and its logit is −inf."""
+    rng, labels = np.random.default_rng(0), np.array([1, 4, 2], np.int32)
+    hidden, kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 2), (2, 5), (5,)))
+    options = {"class_where": np.arange(5) > 0, "class_weights": rng.uniform(0.5, 2, 5).astype(np.float32)}
+
+    def total(bias, epsilon):
+        given = {"bias": bias, "smoothing": epsilon, "where": np.array(counted), "reduction": reduction}
+        return jnp.sum(linear_cross_entropy(hidden, kernel, labels, **options, **given, **plan))
+
+    def plain(bias, epsilon):
+        losses = smoothed_cross_entropy(
+            hidden @ kernel + bias[None], labels, epsilon, where=np.array(counted), **options
+        )
+        return mean(losses, np.array(counted)) if reduction == "mean" else jnp.sum(losses)
+
+    close(*(jax.jit(jax.grad(f, (0, 1)))(bias, jnp.float32(0.1)) for f in (total, plain)))
+
+
 # Compilations.
 
 LOWERED = []

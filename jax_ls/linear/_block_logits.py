@@ -165,7 +165,13 @@ def on_blocks(
     sums, masses = cast(tuple[Sums, list[Array]], take(blocks, layer, weights, labels))
     if class_axis_name is not None:
         sums = _over_devices(axis, sums, masses)
-    z._sums = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), sums)
+    sums = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), sums)
+    if rows is not None:
+        # The stand-in of a label may name no class. Its logit, −inf, would make the slope in ε NaN.
+        total = jnp.where(rows, sums.total, 1)
+        sums = jax.tree.map(lambda x: jnp.where(rows if x.ndim == rows.ndim else rows[..., None], x, 0), sums)
+        sums = sums._replace(total=total)
+    z._sums = sums
     return formula(z, **operands)
 
 
