@@ -59,8 +59,10 @@ def unigram(
         n = jnp.where(checks.as_where("class_where", class_where, n.shape), n, 0)
     top = checks.as_positive("the largest of counts", jax.lax.stop_gradient(jnp.max(n)))
     # Relative to the largest count, so that no power overflows.
-    power = 1 / temperature.astype(n.dtype)
-    weights = jnp.where(n == 0, 0, jnp.where(n == 0, 1, n / top) ** power) + 0 * power  # 1 to the power NaN is 1
+    share, power = n / top, 1 / temperature.astype(n.dtype)
+    # 0 to a power has slope 0 in the power, not 0 · log 0, and 0, 1 or ∞ in the share; 1e30 stands for ∞.
+    of_none = share * jax.lax.stop_gradient(jnp.where(power == 1, 1.0, jnp.where(power < 1, 1e30, 0.0)))
+    weights = jnp.where(n == 0, of_none, jnp.where(n == 0, 1, share) ** power) + 0 * power  # 1 to the power NaN is 1
     return weights / jnp.sum(weights)
 
 
