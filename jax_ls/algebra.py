@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jax_ls import checks
-from jax_ls.class_axis import ClassAxis, align, laid_as, multiply, stand_in
+from jax_ls.class_axis import ClassAxis, align, laid_as, multiply, with_stand_ins
 
 __all__ = ["Restricted", "Scaled", "Sum", "Target", "Weighted", "pytree"]
 
@@ -127,7 +127,7 @@ class Target:
             if leaf.batch != where.shape:
                 expected = f"batch axes {where.shape}, as the values have"
                 raise ValueError(f"{leaf.name}: expected {expected}, got {checks.describe(x)}")
-            return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, stand_in(x.dtype))
+            return with_stand_ins(x, where)
 
         return self._map(masked)
 

@@ -262,6 +262,17 @@ def not_ignored(labels: Array, ignore_index: int) -> Array:
     return labels != ignore_index
 
 
+def as_kept(labels: Array, where: ArrayLike | None, ignore_index: int | None) -> Array | None:
+    """Returns which elements `where` and `ignore_index` leave of integer labels; None for all."""
+    if where is not None:
+        where = as_where("where", where, labels.shape)
+    if ignore_index is None:
+        return where
+    assert_kind("labels", labels, int, "integers, for ignore_index to name one")
+    kept = not_ignored(labels, ignore_index)
+    return kept if where is None else where & kept
+
+
 def as_where(name: str, x: ArrayLike, shape: Shape) -> Array:
     """Booleans of `shape`."""
     where = as_array(name, x, "booleans, one an example")

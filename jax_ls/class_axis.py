@@ -19,7 +19,16 @@ from jax.typing import DTypeLike
 from jax_ls import checks, fences
 
 __all__ = ["AxisName", "ClassAxis", "align", "class_axis_is_split", "everywhere", "flat", "gathered", "is_split"]
-__all__ += ["laid_as", "look_up", "multiply", "stand_in", "whole_rows_of", "with_whole_rows"]
+__all__ += [
+    "laid_as",
+    "look_up",
+    "multiply",
+    "stand_in",
+    "times_its_log",
+    "whole_rows_of",
+    "with_stand_ins",
+    "with_whole_rows",
+]
 
 AxisName = str | tuple[str, ...]
 
@@ -34,6 +43,22 @@ def multiply(weight: Array, value: Array) -> Array:
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
 
 
+@jax.custom_jvp
+def times_its_log(q: Array) -> Array:
+    """Returns q log q, with 0 log 0 = 0; its derivative in a q of 0 is −1e30, which stands for −∞."""
+    return q * _log_or(q, 0)
+
+
+@times_its_log.defjvp
+def _times_its_log_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (q,), (dq,) = primals, tangents
+    return times_its_log(q), dq * (_log_or(q, -1e30) + 1)
+
+
+def _log_or(q: Array, at_zero: float) -> Array:
+    return jnp.where(q == 0, at_zero, jnp.log(jnp.where(q == 0, 1, q)))
+
+
 def stand_in(dtype: DTypeLike) -> Array:
     """Returns the number that examples which do not count get in place of their own: 0.5, class 0, or True.
 
@@ -41,6 +66,11 @@ def stand_in(dtype: DTypeLike) -> Array:
     """
     dtype = jnp.dtype(dtype)
     return jnp.asarray(0.5 if jnp.issubdtype(dtype, jnp.floating) else dtype == jnp.bool_, dtype)
+
+
+def with_stand_ins(x: Array, where: Array) -> Array:
+    """Returns `x` (*batch, ...) with stand-ins for the examples that `where`, (*batch,), leaves out."""
+    return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, stand_in(x.dtype))
 
 
 @dataclass(frozen=True)

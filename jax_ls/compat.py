@@ -247,8 +247,8 @@ def keras_sparse_categorical_crossentropy(
     y = y.astype(jnp.int32)
     if from_logits:
         return smoothed_cross_entropy(z, y, 0.0, ignore_index=ignore_class, axis=axis)
-    kept = jnp.ones(y.shape, bool) if ignore_class is None else y != ignore_class
-    return jnp.where(kept, _against(OneHot(jnp.where(kept, y, 0)), _keras_log(z, axis), kept), 0)
+    kept, hard = _without(y, ignore_class)
+    return _against(hard, _keras_log(z, axis), kept)
 
 
 def keras_binary_crossentropy(
@@ -369,10 +369,9 @@ def fairseq_label_smoothed_nll_loss(
     """
     x, y = checks.as_logits("lprobs", lprobs), checks.as_array("target", target)
     y = y[..., 0] if y.ndim == x.ndim else y
-    kept = jnp.ones(y.shape, bool) if ignore_index is None else y != ignore_index
-    hard = OneHot(jnp.where(kept, y, 0))
+    kept, hard = _without(y, ignore_index)
     smoothed = smooth(hard, float(epsilon), spread="others")
-    losses = [jnp.where(kept, _against(q, x, kept), 0) for q in (smoothed, hard)]
+    losses = [_against(q, x, kept) for q in (smoothed, hard)]
     loss, nll = (jnp.sum(x) if reduce else x for x in losses)
     return loss, nll
 
@@ -480,9 +479,17 @@ def _real(x: ArrayLike, like: ArrayLike) -> Array:
 
 
 def _against(q: Target, log_p: ArrayLike, kept: Array | None = None) -> Array:
-    """Returns −⟨q, log p⟩ of log-probabilities (*batch, K), which are not normalised again."""
+    """Returns −⟨q, log p⟩ of log-probabilities (*batch, K), which are not normalised again; 0 for rows not kept."""
     x = _wide(log_p)
-    return -as_target(q).dot(x if kept is None else jnp.where(kept[..., None], x, 0))
+    if kept is None:
+        return -as_target(q).dot(x)
+    return jnp.where(kept, -as_target(q).dot(jnp.where(kept[..., None], x, 0)), 0)
+
+
+def _without(labels: Array, index: int | None) -> tuple[Array, Target]:
+    """Returns which labels are not `index`, and the labels as a target, with class 0 in place of the others."""
+    kept = jnp.ones(labels.shape, bool) if index is None else labels != index
+    return kept, OneHot(jnp.where(kept, labels, 0))
 
 
 def _keras_log(y_pred: ArrayLike, axis: int) -> Array:

@@ -31,8 +31,8 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Scaled, Sum, Target
-from jax_ls.class_axis import AxisName, ClassAxis, align, laid_as, multiply, stand_in
-from jax_ls.row_sums import REMEMBERED, Pass, Sums, laid_like, pick, remembered, row_sums
+from jax_ls.class_axis import AxisName, ClassAxis, align, laid_as, multiply, times_its_log, with_stand_ins
+from jax_ls.row_sums import REMEMBERED, Pass, Sums, pick, remembered, row_sums
 from jax_ls.targets import Dense, OneHot, Uniform
 from jax_ls.term_sums import term_sums
 
@@ -122,22 +122,6 @@ def at_most(x: Array, high: Array) -> Array:
 @at_most.defjvp
 def _at_most_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     return at_most(*primals), tangents[0]
-
-
-@jax.custom_jvp
-def _times_its_log(q: Array) -> Array:
-    """Returns q log q, with 0 log 0 = 0."""
-    return q * _log_or(q, 0)
-
-
-@_times_its_log.defjvp
-def _times_its_log_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    (q,), (dq,) = primals, tangents
-    return _times_its_log(q), dq * (_log_or(q, -1e30) + 1)
-
-
-def _log_or(q: Array, at_zero: float) -> Array:
-    return jnp.where(q == 0, at_zero, jnp.log(jnp.where(q == 0, 1, q)))
 
 
 @dataclass
@@ -258,7 +242,7 @@ class Logits:
 
         The derivative in a q_k of 0 is −1e30 in place of −∞: times the 0 of a class that never gets mass, −∞ is NaN.
         """
-        terms = _times_its_log(self._weighted(q).probs_on(self._axis.apart()))
+        terms = times_its_log(self._weighted(q).probs_on(self._axis.apart()))
         return remembered(fences.end_of_sum(self._axis.psum(jnp.sum(terms, axis=-1)))).astype(self._z.dtype)
 
     def pick(self, y: Array) -> Array:
@@ -536,7 +520,7 @@ def _evaluate(
     first = Logits(z, logits, axis, class_weights)
     loss(first)
     wanted = first._wanted
-    weights = tuple(w if w is None else laid_like(w, z) for w in wanted.weights)
+    weights = tuple(w if w is None else laid_as(w, z, w.ndim - 1, over_classes=True) for w in wanted.weights)
     sums = row_sums(Pass(frozenset(wanted.names), class_axis_name, in_columns), z, weights)
     value = loss(Logits(z, logits, axis, class_weights, sums, wanted.in_order))
     if where is None:
@@ -548,4 +532,4 @@ def _masked(x: Any, where: Array) -> Any:
     """Returns an operand with stand-ins for the examples that do not count, so that their NaN cannot spread."""
     if isinstance(x, Target):
         return x.counted(where)
-    return x if x.ndim == 0 and where.ndim else jnp.where(where, x, stand_in(x.dtype))
+    return x if x.ndim == 0 and where.ndim else with_stand_ins(x, where)

@@ -239,7 +239,7 @@ class SmoothedLoss:
         z_weight: Array | None = None,
     ) -> tuple[Any, Array]:
         """Returns (the loss or its parts, counts), (*batch,) each, for `Logits` or what stands for them."""
-        loss = _cross_entropy(z, q)
+        loss = z.cross_entropy(q)
         if epsilon is not None:
             spread = "others" if self.entropy == "others" else "all"
             entropy = entropy_of_smoothed(epsilon.astype(z.dtype), z.num_classes, spread)
@@ -250,14 +250,7 @@ class SmoothedLoss:
         penalty = jnp.zeros_like(loss) if z_weight is None else z_weight.astype(loss.dtype) * jnp.square(z.lse)
         loss = loss if z_weight is None else loss + penalty
         counts = jnp.broadcast_to(z.mass(hard), loss.shape) if self.by_class else jnp.ones_like(loss)
-        return (LossParts(loss, _cross_entropy(z, hard or q), penalty, z.lse) if self.parts else loss), counts
-
-
-def _cross_entropy(z: Any, q: Target) -> Array:
-    """Returns M · lse(z) − ⟨q, z⟩ of logits, or of the sums that class blocks take."""
-    # The product first: it says by name what does not fit.
-    dot = z.dot(q)
-    return z.mass(q) * z.log_total - dot
+        return (LossParts(loss, z.cross_entropy(hard or q), penalty, z.lse) if self.parts else loss), counts
 
 
 def smoothed_target(
@@ -334,12 +327,8 @@ def sigmoid_cross_entropy(
     z = z.astype(checks.wide(z.dtype))
     y = checks.as_array("labels", labels)
     checks.assert_shape("labels", y, [z.shape], "{shapes}, the shape of the logits")
-    if ignore_index is not None:
-        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
-        kept = checks.not_ignored(y, ignore_index)
-        where = kept if where is None else checks.as_where("where", where, z.shape) & kept
+    where = checks.as_kept(y, where, ignore_index)
     if where is not None:
-        where = checks.as_where("where", where, z.shape)
         smoothing, prior = checks.as_broadcast("smoothing", smoothing, z), checks.as_broadcast("prior", prior, z)
         z, y, smoothing, prior = (jnp.where(where, x, jnp.zeros((), x.dtype)) for x in (z, y, smoothing, prior))
     weight = None if pos_weight is None else checks.as_broadcast("pos_weight", pos_weight, z)

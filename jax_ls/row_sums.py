@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_ls import fences
 from jax_ls.class_axis import AxisName, ClassAxis, align, class_axis_is_split
 
-__all__ = ["Pass", "Sums", "laid_like", "pick", "remembered", "row_sums"]
+__all__ = ["Pass", "Sums", "pick", "remembered", "row_sums"]
 
 REMEMBERED = "jax_ls.sum_over_classes"
 """Name of the sums over classes, for checkpoint policies: a few numbers per row, kept for the backward pass."""
@@ -175,15 +175,6 @@ def _separate_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) ->
             sums[f"beneath {i}"] = beneath
             sums[f"seen {i}"] = summed(_shown(w, z) * jnp.exp(jnp.minimum((z - row_top) - row_beneath, 60)))
     return sums
-
-
-def laid_like(x: Array, z: Array) -> Array:
-    """Returns class weights laid over an explicit mesh as the logits are. Otherwise XLA would gather the logits."""
-    sharding = jax.typeof(z).sharding
-    if not any(sharding.spec):
-        return x
-    spec = PartitionSpec(*sharding.spec[z.ndim - x.ndim :])
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
 def _weighted(values: Array, w: Array | None) -> Array:

@@ -376,12 +376,7 @@ def asymmetric_loss(
     checks.assert_kind("logits", z, float, "real numbers")
     y = checks.as_array("labels", labels)
     checks.assert_shape("labels", y, [z.shape], f"{z.shape}, the shape of the logits")
-    if ignore_index is not None:
-        checks.assert_kind("labels", y, int, "integers, for ignore_index to name one")
-        kept = checks.not_ignored(y, ignore_index)
-        where = kept if where is None else checks.as_where("where", where, z.shape) & kept
-    elif where is not None:
-        where = checks.as_where("where", where, z.shape)
+    where = checks.as_kept(y, where, ignore_index)
     weights = None
     if class_weights is not None:
         weights = checks.as_class_values("class_weights", class_weights)

@@ -19,6 +19,7 @@ from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, ClassAxis, align
 from jax_ls.fences import varying, varying_axes
 from jax_ls.linear._class_blocks import Blocks, Layer, Sums, sweep, sweep_in_any_mode
+from jax_ls.logits import Logits
 
 __all__ = ["BlockLogits", "on_blocks"]
 
@@ -78,6 +79,8 @@ class BlockLogits:
     def mass(self, q: Target) -> Array:
         """Σ_k q_k."""
         return self._weighted(q).contract(None, self._axis).astype(self.values.dtype)
+
+    cross_entropy = Logits.cross_entropy  # of dot, mass and log_total alone
 
     def pick(self, y: Array) -> Array:
         """z_y − max z at labels (*batch,); NaN where no class is y."""

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_ls import checks, fences
 from jax_ls.algebra import Target
-from jax_ls.class_axis import AxisName, multiply, stand_in
+from jax_ls.class_axis import AxisName, multiply, with_stand_ins
 from jax_ls.linear import _class_blocks as classes
 from jax_ls.linear import _token_chunks as chunks
 from jax_ls.linear._arguments import (
@@ -217,7 +217,9 @@ def by_class_blocks(loss: Callable[..., Any], options: Options, operands: dict[s
     if counted is not None:
         h = jnp.where(counted[..., None], h, 0)
         arguments = jax.tree.map(
-            functools.partial(_counted, counted), arguments, is_leaf=lambda x: isinstance(x, Target)
+            lambda x: x.counted(counted) if isinstance(x, Target) else with_stand_ins(x, counted),
+            arguments,
+            is_leaf=lambda x: isinstance(x, Target),
         )
     num_classes, parts = k.shape[options.class_axis], layout.gathering.parts(options.class_axis)
     size, tpu_size = block_sizes(h.shape[-1], num_classes, parts, options.block_size)
@@ -251,13 +253,6 @@ def by_class_blocks(loss: Callable[..., Any], options: Options, operands: dict[s
     if options.reduction != "none":
         value = sum_over_devices(jnp.sum(value), axis) / count
     return (value, aux) if options.has_aux else value
-
-
-def _counted(counted: Array, x: Any) -> Any:
-    """An argument, with a number that harms no sum for the tokens that do not count."""
-    if isinstance(x, Target):
-        return x.counted(counted)
-    return jnp.where(counted.reshape(counted.shape + (1,) * (x.ndim - counted.ndim)), x, stand_in(x.dtype))
 
 
 def _checked_output(out: Any, has_aux: bool, batch: tuple[int, ...]) -> tuple[Array, Any]:
