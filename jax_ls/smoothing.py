@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jax_ls import checks
 from jax_ls.algebra import Restricted, Target, pytree
-from jax_ls.class_axis import ClassAxis, align
+from jax_ls.class_axis import ClassAxis, align, times_its_log
 from jax_ls.targets import Dense, OneHot, Uniform, as_target
 
 __all__ = ["Prior", "Spread", "entropy_of_smoothed", "smooth", "smooth_binary_labels", "smooth_labels"]
@@ -175,11 +175,7 @@ def entropy_of_smoothed(smoothing: Array, num_classes: Array, spread: Spread) ->
     else:
         others, share = num_classes - 1, smoothing / num_classes
         label = 1 - smoothing + share
-    return -_x_log_x(label) - others * _x_log_x(share)
-
-
-def _x_log_x(x: Array) -> Array:
-    return jnp.where(x == 0, 0, x * jnp.log(jnp.where(x == 0, 1, x)))
+    return -times_its_log(label) - others * times_its_log(share)
 
 
 @pytree(epsilon=0)

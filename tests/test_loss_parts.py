@@ -198,3 +198,18 @@ def test_a_formula_of_the_same_options_is_compiled_once():
     compiled = jax_ls.logits._evaluate._cache_size()
     smoothed_cross_entropy(Z, Y, 0.2, **given)
     assert jax_ls.logits._evaluate._cache_size() == compiled
+
+
+@pytest.mark.parametrize("spread", ["all", "others"])
+def test_the_slope_of_the_relative_loss_in_an_epsilon_of_0_is_that_of_kl_divergence(spread):
+    """Minus infinity, for which −1e30 stands: it was finite where H(q) is taken from ε alone."""
+
+    def relative(e):
+        return smoothed_cross_entropy(Z[:1], Y[:1], e, spread=spread, relative=True).sum()
+
+    def of_layer(e):
+        return jax_ls.linear_cross_entropy(Z[:1], jnp.eye(K), Y[:1], smoothing=e, spread=spread, relative=True)
+
+    expected = jax.grad(lambda e: kl_divergence(Z[:1], smooth(Y[:1], e, spread=spread)).sum())(0.0)
+    assert expected < -1e29
+    np.testing.assert_allclose([jax.grad(relative)(0.0), jax.grad(of_layer)(0.0)], expected, rtol=1e-5)
