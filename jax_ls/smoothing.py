@@ -290,16 +290,18 @@ def _without_label(labels: Array, x: Array, axis: ClassAxis) -> Array:
 
 
 def _sum_without(entry: Array, x: Array, axis: ClassAxis) -> Array:
-    """Returns Σ_k x_k less each `entry`, which is one of x; no number is negative.
+    """Returns Σ_k x_k less each `entry`, which is one of x.
 
-    The sum less an entry cancels where the entry is most of it. Only the largest can be: its sum is taken without it.
+    The sum less an entry cancels where the entry is most of Σ|x|. Only the largest can be: its sum is taken without it.
     """
 
     def summed(terms: Array) -> Array:
         return align(axis.psum(jnp.sum(terms, axis=-1, keepdims=True)), entry.ndim)
 
-    total, without_top = summed(x), summed(jnp.where(x == axis.pmax(jnp.max(x, axis=-1, keepdims=True)), 0, x))
-    return jnp.where(entry > total / 2, without_top, total - entry)
+    size = jnp.abs(x)
+    top = size == axis.pmax(jnp.max(size, axis=-1, keepdims=True))
+    total, without_top = summed(x), summed(jnp.where(top, 0, x))
+    return jnp.where(jnp.abs(entry) > summed(size) / 2, without_top, total - entry)
 
 
 def _prior(prior: Prior | None, class_where: ArrayLike | None, batch: tuple[int, ...] | None) -> Target:

@@ -68,7 +68,8 @@ def smooth(
     u = uniform(num_classes, exists) if prior is None else restrict(prior, exists)
     if spread == "all":
         return (1 - epsilon) * hard + epsilon * u
-    return sum(share * others(label, epsilon, u, exists) for label, share in enumerate(hard) if share != 0)
+    rows = (share * others(label, epsilon, u, exists) for label, share in enumerate(hard) if share != 0)
+    return sum(rows, np.zeros(num_classes))
 
 
 def cross_entropy(

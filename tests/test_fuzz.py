@@ -234,6 +234,9 @@ def a_target(d, depth=2):
         return q.weighted(w), p * w
     # One vector for all examples is taken for one example's.
     shared = isinstance(q, Dense) and q.probabilities.ndim == 1
+    if shared and d.class_where is not None and d.class_where.ndim > 1:
+        # Refused: it has one row of classes, not one for each example.
+        return q, p
     epsilon, u = (
         (rng.uniform(0, 1, ()) if shared else d.each(0, 1)).astype(np.float32),
         d.kept(d.simplex()).astype(np.float32),

@@ -123,6 +123,16 @@ def test_soft_targets_of_any_kind_are_smoothed_as_mixtures_of_hard_ones(spread):
         cases.assert_close(actual, np.array(expected))
 
 
+@pytest.mark.parametrize(
+    "row", [[-0.25, -0.125, 0, -0.5], [0.5, 0.5, -0.75, 0.0], [1e-6, 0, 0, 1], [0.0, 0, 0, 0]], ids=str
+)
+def test_others_of_rows_with_numbers_of_any_sign(row):
+    prior = np.array([0.4, 0.3, 0.2, 0.1])
+    expected = reference.smooth(np.array(row), 0.3, 4, prior=prior, spread="others")
+    actual = smooth_labels(jnp.array(row), 0.3, num_classes=4, prior=jnp.array(prior), spread="others")
+    cases.assert_close(actual, expected)
+
+
 def test_a_prior_may_be_any_target():
     table = np.random.default_rng(0).dirichlet(np.ones(5), 5)
     labels = jnp.array([3, 1])
