@@ -1,5 +1,6 @@
 """Before any backend starts: eight CPU devices, JAX at its strictest, and laws that draw the same every time."""
 
+import itertools
 import os
 import pathlib
 
@@ -41,3 +42,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("memory"):
                 item.add_marker(pytest.mark.skip(reason="memory is that of jaxlib 0.10.2 and newer"))
+
+
+TESTS = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Every compiled program maps memory, and Linux gives a process 65,530 maps: LLVM crashes at the next one."""
+    if next(TESTS) % 50 == 0:
+        jax.clear_caches()
