@@ -259,7 +259,7 @@ def a_target(d, depth=2):
 
 
 def a_distribution(rng):
-    """cross_entropy and kl_divergence of any sum, weight and smoothing of targets."""
+    """cross_entropy and kl_divergence of any sum, weight and smoothing of targets, with the gradient in the logits."""
     d = Draw(rng, ["float32", "bfloat16"])
     z, exact_z = logits_of(d)
     ours, exact = options_of(d, z)
@@ -267,15 +267,27 @@ def a_distribution(rng):
     relative = bool((p >= 0).all()) and d.maybe()
     loss = kl_divergence if relative else cross_entropy
     told = f"{d.shape} {d.dtype} {loss.__name__} {jax.tree.structure(q)} {sorted(ours)}"
-    losses = jax.jit(lambda z, q: loss(z, q, **ours))(z, q)
-    expected = np.zeros(d.batch)
-    for i in np.ndindex(d.batch):
-        if "where" in exact and not exact["where"][i]:
-            continue
-        options = {name: exact[name] for name in ("class_weights", "z_loss") if name in exact}
-        expected[i] = reference.cross_entropy(exact_z[i], p[i], exists=d.exists[i], relative=relative, **options)
-    size = magnitude(exact_z, exact, np.abs(p).sum(-1))
-    check(told, functools.partial(cases.assert_close, size=4 * size), losses, expected)
+    weigh = jnp.asarray(cases.cotangent(d.batch), jnp.float32)
+
+    def total(z, q):
+        losses = loss(z, q, **ours)
+        return jnp.sum(losses * weigh), losses
+
+    (_, losses), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(z, q)
+    options = {name: exact[name] for name in ("class_weights", "z_loss") if name in exact}
+
+    def definition(z):
+        expected = np.zeros(d.batch, z.dtype)
+        for i in np.ndindex(d.batch):
+            if "where" not in exact or exact["where"][i]:
+                expected[i] = reference.cross_entropy(z[i], p[i], exists=d.exists[i], relative=relative, **options)
+        return expected
+
+    size = 4 * magnitude(exact_z, exact, np.abs(p).sum(-1))
+    near = functools.partial(cases.assert_close, size=size)
+    check(told, near, losses, definition(exact_z))
+    pull = cases.cotangent(d.batch)[..., None] * reference.gradient_by_class(definition, exact_z)
+    check(f"{told} ∂z", near, slope, pull)
     return told
 
 
