@@ -226,7 +226,7 @@ def cost_on_mesh(topology: str, program: str, layout: str, shape: tuple[int, int
     loss: Loss = one_hot
     if program != "plain":
         named = {"hidden_spec": by_token.spec, "kernel_spec": spec} if program == "Auto" else {}
-        plan = "tokens" if "chunks" in program else "classes"
+        plan = "tokens" if "chunks" in program else "auto"
         loss = functools.partial(smoothed, plan=plan, **named)
     whole = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(whole, (by_token, laid)))

@@ -28,7 +28,8 @@ MODELS = {
 # Tokens of a device: 256 devices of 4,096 make a million tokens a step.
 TOKENS = (4096, 32768)
 MESHES = {
-    "FSDP": (("data",), (8,), P("data", None)),
+    "FSDP along D": (("data",), (8,), P("data", None)),
+    "FSDP along K": (("data",), (8,), P(None, "data")),
     "FSDP + TP": (("data", "model"), (4, 2), P("data", "model")),
 }
 

@@ -225,7 +225,8 @@ class _Others(Target):
         count = (axis if prior.class_where is None else axis.restricted(prior.class_where)).row_count()
         alone = count <= 1
         raised = jnp.where(alone, 0, self.epsilon / jnp.where(alone, 1, 1 - 1 / count).astype(self.epsilon.dtype))
-        return (1 - raised) * self.hard + (raised * self.hard.contract(None, replace(axis, weights=None))) * prior
+        raised, mass = checks.same_dtype(raised, self.hard.contract(None, replace(axis, weights=None)))
+        return (1 - raised) * self.hard + (raised * mass) * prior
 
     def _of_labels(self, labels: Array, axis: ClassAxis) -> _Shares:
         """Returns how the classes other than the label share ε, times the class weights."""

@@ -78,7 +78,7 @@ KINDS = {
     ),
     "hierarchy": Kind(
         {"beta": 4.0},
-        lambda a: priors.hierarchy(DISTANCES, beta=a["beta"]),
+        lambda a: priors.hierarchy(DISTANCES.astype(a["beta"].dtype), beta=a["beta"]),
         lambda a: ref.hierarchy(DISTANCES, a["beta"]),
     ),
     "sord": Kind(

@@ -5,6 +5,7 @@ or at `--fuzz-first N`, as in `.ci/run`, whose verdict does not depend on the da
 """
 
 import functools
+import inspect
 import time
 
 import cases
@@ -15,14 +16,18 @@ import pytest
 import reference
 import test_linear
 
+import jax_ls
 from jax_ls import (
     Dense,
     OneHot,
     Rows,
     Sparse,
     Uniform,
+    adaptive,
     cross_entropy,
     kl_divergence,
+    noise,
+    penalties,
     priors,
     sigmoid_cross_entropy,
     smooth,
@@ -362,6 +367,134 @@ def a_layer(rng):
     return told
 
 
-@pytest.mark.parametrize("case", [a_loss, a_distribution, an_element, a_layer], ids=lambda f: f.__name__)
+ONE = "for all examples"
+# What each takes after the logits: labels, an average over classes, numbers in a domain where it is smooth.
+METHODS = {
+    jax_ls.focal_loss: ("labels", (1, 4), (0, 1)),
+    jax_ls.poly_loss: ("labels", (-1, 3, ONE), (0, 1)),
+    jax_ls.logit_norm_loss: ("labels", (0.1, 2), (0, 1)),
+    jax_ls.bi_tempered_loss: ("labels", (0, 0.9), (1.1, 2), (0, 1)),
+    noise.forward_correction: ("hard", (0.05, 0.8)),
+    noise.backward_correction: ("hard", (0, 0.8)),
+    noise.bootstrap: ("hard", (0, 1)),
+    noise.early_learning: ("hard", "average", (0, 3)),
+    noise.generalized_cross_entropy: ("hard", (0.1, 1)),
+    noise.label_relaxation: ("hard", (0.05, 0.9)),
+    noise.symmetric_cross_entropy: ("hard", (0, 1), (0, 1)),
+    penalties.conditional: ((0.5, 10),),
+    penalties.confidence_penalty: ((0, 2),),
+    penalties.jensen: ((0.05, 0.95),),
+    penalties.margin: ((0.5, 10),),
+    penalties.max_suppression: (),
+    penalties.squared_logits: (),
+    penalties.z_loss: (),
+    adaptive.confidence: ("hard", (0, 1)),
+    adaptive.entropy: ((0, 1),),
+    adaptive.margin: ("hard", (0, 1)),
+    adaptive.uncertainty: ("hard", (0, 1)),
+}
+
+
+def a_method(rng):
+    """Every other loss, penalty and rule: of masked batches of any dtype and layout, as of the classes of one example.
+
+    The latter are cut out, in float64: so masks, priors, weights, axes and dtypes are seen to mean what they say.
+    """
+    d = Draw(rng, ["float32", "bfloat16"])
+    method = list(METHODS)[rng.integers(len(METHODS))]
+    with jax.enable_x64(True):
+        z, exact_z = logits_of(d)
+        takes = inspect.signature(method).parameters
+        ours, exact = options_of(d, z)
+        ours, exact = ({name: x for name, x in given.items() if name in takes} for given in (ours, exact))
+        axis = int(rng.integers(-len(d.shape), len(d.shape)))
+        options, static = {}, {"axis": axis}
+        if "spread" in takes:
+            options["spread"] = static["spread"] = str(rng.choice(["all", "others"]))
+        arrays = {"weigh": cases.cotangent(d.batch)}
+        if "prior" in takes and d.maybe():
+            arrays["prior"] = d.kept(d.simplex())
+            arrays["prior"] /= arrays["prior"].sum()
+        numbers = []
+        for i, taken in enumerate(METHODS[method]):
+            if taken == "average":
+                mass = (d.simplex(*d.batch) + 0.01) * d.exists
+                arrays[f"{i} {taken}"] = 0.9 * mass / mass.sum(-1, keepdims=True)
+            elif taken == "labels" and d.maybe(0.3):
+                mass = (d.simplex(*d.batch) + 0.01) * d.exists
+                arrays[f"{i} dense"] = mass / mass.sum(-1, keepdims=True)
+            elif taken in ("labels", "hard"):
+                arrays[f"{i} hard"] = d.labels()
+            else:
+                arrays[f"{i} number"] = np.array(rng.uniform(*taken[:2])) if ONE in taken else d.each(*taken)
+                numbers.append(f"{i} number")
+        narrow, wide = {}, {}
+        for name, x in arrays.items():
+            narrow[name] = jnp.asarray(x, "int32" if "hard" in name else "float32")
+            wide[name] = np.asarray(narrow[name]).astype("int32" if "hard" in name else "float64")
+        positions = [name for name in arrays if name[0].isdigit()]
+
+        def total(z, moving, given):
+            given = given | moving
+            shown = [along(given[x], axis) if "dense" in x or "average" in x else given[x] for x in positions]
+            own = {"prior": given["prior"]} if "prior" in given else {}
+            losses = method(z, *shown, **own, **masks, **static)
+            return jnp.sum(losses * given["weigh"]), losses
+
+        masks = dict(ours)
+        if d.class_where is not None and d.class_where.ndim > 1:
+            masks["class_where"] = along(d.class_where, axis)
+        moving = {name: narrow[name] for name in numbers}
+        (_, losses), (slope, by_number) = jax.value_and_grad(total, (0, 1), has_aux=True)(
+            along(z, axis), moving, narrow
+        )
+        told = f"{method.__name__} {d.shape} {d.dtype} {sorted(ours)} {sorted(arrays)} {static}"
+        assert losses.dtype == "float32", told
+        expected = {"loss": np.zeros(d.batch), "z": np.zeros(d.shape)}
+        expected |= {name: np.zeros(wide[name].shape) for name in numbers}
+        for i in np.ndindex(d.batch):
+            if "where" in exact and not exact["where"][i]:
+                continue
+            kept = np.flatnonzero(d.exists[i])
+            shown = {}
+            for name, x in wide.items():
+                if name == "prior":
+                    shown[name] = x[kept] / x[kept].sum()
+                elif "dense" in name or "average" in name:
+                    shown[name] = x[i][kept]
+                elif "hard" in name:
+                    shown[name] = np.int32(np.searchsorted(kept, x[i]))
+                else:
+                    shown[name] = reference.pick(x, i)
+            own = options | ({"prior": shown["prior"]} if "prior" in shown else {})
+            own |= {"z_loss": exact["z_loss"]} if "z_loss" in exact else {}
+            own |= {"class_weights": exact["class_weights"][kept]} if "class_weights" in exact else {}
+
+            def of_one(z, moving, shown=shown, own=own):
+                given = shown | moving
+                return method(z, *(given[name] for name in positions), **own)
+
+            moved = {name: jnp.asarray(shown[name]) for name in numbers}
+            one, (by_z, by_moved) = jax.value_and_grad(of_one, (0, 1))(jnp.asarray(exact_z[i][kept]), moved)
+            weight = wide["weigh"][i]
+            expected["loss"][i], expected["z"][(*i, kept)] = one, weight * by_z
+            for name in numbers:
+                expected[name][i if expected[name].ndim else ()] += weight * by_moved[name]
+    scale = 1 + np.max(np.abs(exact_z), initial=0)
+    if method is jax_ls.logit_norm_loss:
+        # Its slope is that of z / ‖z‖.
+        scale /= min(1, np.min(np.linalg.norm(exact_z * d.exists, axis=-1), initial=1))
+    for name, actual in {"loss": losses, "z": jnp.moveaxis(slope, axis, -1), **by_number}.items():
+        x = expected[name]
+        assert np.isfinite(x).all(), f"{told} {name}: {x}"
+        size = scale**2 * max(1.0, float(np.max(np.abs(x), initial=0)))
+        near = functools.partial(
+            np.testing.assert_allclose, rtol=1e-2 if d.dtype == "bfloat16" else 1e-4, atol=2e-5 * size
+        )
+        check(f"{told} ∂{name}", near, np.asarray(actual).astype(np.float64), x)
+    return told
+
+
+@pytest.mark.parametrize("case", [a_loss, a_distribution, an_element, a_layer, a_method], ids=lambda f: f.__name__)
 def test_fuzz(case, request):
     fuzz(case, request)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_linear_sharding import D, K, N, assert_same, draw, loss, mesh_of, on_one_device, parted
 
-from jax_ls import Rows, chunked_loss, linear_cross_entropy, smoothed_cross_entropy
+from jax_ls import Dense, Rows, Sparse, chunked_loss, linear_cross_entropy, smooth, smoothed_cross_entropy
 
 # Spec of the tokens, and of the kernel (D, K).
 LAYOUTS = {
@@ -23,6 +23,12 @@ LAYOUTS = {
     "D over data, K over model, tokens over both": (("data", "model"), P("data", "model")),
 }
 PLANS = {"tokens": {"plan": "tokens", "chunk_size": 4}, "classes": {"plan": "classes", "block_size": 5}}
+
+
+# More classes than tokens, even in a part of the kernel: then the tokens are gathered and not the kernel.
+MANY = 384
+LAID = [(layout, name, K) for layout in LAYOUTS for name in PLANS]
+LAID += [(layout, "tokens", MANY) for layout in LAYOUTS if "K over" in layout and "data" in str(LAYOUTS[layout][1])]
 
 
 @pytest.fixture(params=PLANS)
@@ -42,39 +48,72 @@ def put(mesh, layout, arrays):
     return {name: jax.device_put(x, NamedSharding(mesh, where[name])) for name, x in arrays.items()}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_explicit_mesh(layout, plan):
+@pytest.mark.parametrize(("layout", "plan", "size"), LAID)
+def test_an_explicit_mesh(layout, plan, size):
     """Read off the arrays; those over classes come whole and are split as the kernel is."""
     mesh = mesh_of(AxisType.Explicit)
-    f = jax.jit(jax.value_and_grad(functools.partial(loss, **plan)))
+    f = jax.jit(jax.value_and_grad(functools.partial(loss, **PLANS[plan])))
     with jax.set_mesh(mesh):
-        actual = f(*parted(put(mesh, layout, draw())))
+        actual = f(*parted(put(mesh, layout, draw(size))))
     assert actual[1]["kernel"].sharding.spec == LAYOUTS[layout][1]
-    assert_same(actual, on_one_device())
+    assert_same(actual, on_one_device(size))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_auto_mesh_with_the_layout_named(layout, plan):
+@pytest.mark.parametrize(("layout", "plan", "size"), LAID)
+def test_an_auto_mesh_with_the_layout_named(layout, plan, size):
     """The mesh in context, the specs as arguments; gradients lie as their arrays do."""
     mesh = mesh_of(AxisType.Auto)
     tokens, kernel = LAYOUTS[layout]
-    f = functools.partial(loss, **plan, hidden_spec=P(tokens, None), kernel_spec=kernel)
+    f = functools.partial(loss, **PLANS[plan], hidden_spec=P(tokens, None), kernel_spec=kernel)
     with jax.set_mesh(mesh):
-        arrays = put(mesh, layout, draw())
+        arrays = put(mesh, layout, draw(size))
         where = {name: x.sharding for name, x in parted(arrays)[0].items()}
         step = jax.jit(jax.value_and_grad(f), out_shardings=(NamedSharding(mesh, P()), where))
-        assert_same(step(*parted(arrays)), on_one_device())
+        assert_same(step(*parted(arrays)), on_one_device(size))
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "both" not in name])
-def test_inside_shard_map(layout, plan):
+@pytest.mark.parametrize(("layout", "plan", "size"), [row for row in LAID if "both" not in row[0]])
+def test_inside_shard_map(layout, plan, size):
     """`kernel_spec` says what the caller's specs say; arrays over classes come as the device's slice of them."""
     tokens, kernel = LAYOUTS[layout]
     classes = "model" if "model" in str(kernel) else None
-    local = functools.partial(loss, **plan, kernel_spec=kernel, class_axis_name=classes, batch_axis_name=tokens)
+    options = {"kernel_spec": kernel, "class_axis_name": classes, "batch_axis_name": tokens}
+    local = functools.partial(loss, **PLANS[plan], **options)
     where = specs(layout, draw()) | dict.fromkeys(("prior", "bias", "class_weights", "class_where"), P(classes))
     f = jax.shard_map(local, mesh=mesh_of(AxisType.Auto), in_specs=parted(where), out_specs=P())
-    assert_same(jax.jit(jax.value_and_grad(f))(*parted(draw())), on_one_device())
+    assert_same(jax.jit(jax.value_and_grad(f))(*parted(draw(size))), on_one_device(size))
+
+
+TARGETS = {
+    "labels, others": (lambda y, q: y, {"spread": "others", "smoothing": 0.2}),
+    "sparse, parts": (lambda y, q: Sparse(jnp.stack([y, y + 1], -1), q[:, :2]), {"return_parts": True, "z_loss": 0.01}),
+    "a prior by token's ε": (lambda y, q: smooth(y, q[:, 0], class_where=np.arange(MANY) < MANY - 9), {"softcap": 3.0}),
+    "rows, which are not sent": (lambda y, q: Dense(q), {}),
+    "none": (lambda y, q: y, {"reduction": "none", "smoothing": 0.1, "z_loss": 0.01}),
+    "relative": (lambda y, q: y, {"relative": True, "smoothing": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_tokens_that_are_gathered_for_any_target(name):
+    """Fewer tokens than classes, of which the tokens' axis holds parts: value, parts and gradients are those of one."""
+    target, options = TARGETS[name]
+    arrays = draw(MANY)
+    rows = np.random.default_rng(1).dirichlet(np.ones(MANY), N).astype(np.float32)
+
+    def f(hidden, kernel, labels, rows):
+        out = linear_cross_entropy(hidden, kernel, target(labels, rows), chunk_size=4, plan="tokens", **options)
+        out = out if isinstance(out, tuple) else (out,)
+        return jnp.sum(out[0] * jnp.linspace(0.5, 2, out[0].size)), out
+
+    step = jax.jit(jax.value_and_grad(f, (0, 1, 3), has_aux=True))
+    given = [arrays["hidden"], arrays["kernel"], arrays["labels"], rows]
+    expected = step(*given)
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        where = P("data"), P(None, ("model", "data")), P("data"), P("data")
+        actual = step(*(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(given, where, strict=True)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), actual, expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -193,15 +232,19 @@ def test_any_loss_on_an_explicit_mesh():
 # On the wire.
 
 
-def compiled(layout, plan, explicit, accumulate=None):
+def compiled(layout, plan, explicit, accumulate=None, tokens=64):
     mesh = mesh_of(AxisType.Explicit if explicit else AxisType.Auto)
-    tokens, kernel = LAYOUTS[layout]
-    shapes = [((64, 16), "bfloat16", P(tokens, None)), ((16, 4096), "bfloat16", kernel), ((64,), "int32", P(tokens))]
+    axis, kernel = LAYOUTS[layout]
+    shapes = [
+        ((tokens, 16), "bfloat16", P(axis, None)),
+        ((16, 4096), "bfloat16", kernel),
+        ((tokens,), "int32", P(axis)),
+    ]
     given = [jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, s)) for shape, dtype, s in shapes]
-    options = {} if explicit else {"hidden_spec": P(tokens, None), "kernel_spec": kernel}
+    options = {} if explicit else {"hidden_spec": P(axis, None), "kernel_spec": kernel}
 
     def f(hidden, kernel, labels):
-        sizes = {"chunk_size": 4} if plan == "tokens" else {"block_size": 512}
+        sizes = {"tokens": {"chunk_size": 4}, "classes": {"block_size": 512}, "auto": {}}[plan]
         options.update(sizes, plan=plan, smoothing=0.1, accumulate=accumulate)
         return linear_cross_entropy(hidden, kernel, labels, **options)
 
@@ -210,12 +253,29 @@ def compiled(layout, plan, explicit, accumulate=None):
         return jax.jit(jax.value_and_grad(f, (0, 1)), out_shardings=out).lower(*given).as_text()
 
 
+def gathers(text):
+    """How many numbers each gather returns."""
+    shapes = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)x\w+>", text, re.S)
+    return [np.prod([int(size) for size in shape.split("x")]) for shape in shapes]
+
+
 @pytest.mark.parametrize("explicit", [True, False])
 @pytest.mark.parametrize("layout", ["D over data", "K over data", "D over data, K over model"])
 def test_a_kernel_is_gathered_and_its_gradient_scattered_once(layout, explicit):
     """Token chunks: one gather of the kernel before the loop, one scatter of its gradient after it. Nothing else."""
-    text = compiled(layout, "tokens", explicit)
-    assert len(re.findall("stablehlo.all_gather", text)) == 1
+    text = compiled(layout, "tokens", explicit, tokens=8192)
+    assert gathers(text) == [16 * 4096 // (4 if "model" in layout else 1)]
+    assert len(re.findall("stablehlo.reduce_scatter", text)) == 1
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("layout", ["K over data", "K over model, then data"])
+@pytest.mark.parametrize("plan", ["tokens", "auto"])
+def test_tokens_are_gathered_where_they_are_fewer_than_the_classes(layout, explicit, plan):
+    """A chunk's hidden states, labels and weights; their gradients are scattered, and the kernel stays where it is."""
+    text = compiled(layout, plan, explicit, tokens=64)
+    chunk = 4 if plan == "tokens" else 8  # D/2
+    assert max(gathers(text)) == 16 * chunk
     assert len(re.findall("stablehlo.reduce_scatter", text)) == 1
 
 
@@ -223,12 +283,9 @@ def test_a_kernel_is_gathered_and_its_gradient_scattered_once(layout, explicit):
 def test_class_blocks_never_hold_the_kernel(layout):
     """Each block is gathered in both sweeps, and its gradient scattered when it is finished."""
     text = compiled(layout, "classes", True)
-    gathers = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xbf16>", text, re.S)
-    scatters = re.findall(r"stablehlo.reduce_scatter", text)
     # One of each for TPU and for other platforms, before XLA chooses.
-    assert gathers
-    assert scatters
-    assert all(np.prod([int(size) for size in shape.split("x")]) <= 16 * 512 for shape in gathers)
+    assert max(gathers(text)) <= 16 * 512
+    assert re.findall(r"stablehlo.reduce_scatter", text)
 
 
 @pytest.mark.parametrize(("accumulate", "wire"), [(None, "bf16"), ("float32", "f32"), ("bfloat16", "bf16")])

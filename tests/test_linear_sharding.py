@@ -27,19 +27,19 @@ LAYOUTS = {
 }
 
 
-def draw():
+def draw(size=K):
     """The last classes are padding, the weights of one device's tokens differ from those of another."""
     rng = np.random.default_rng(0)
     floats = {
         "hidden": rng.normal(size=(N, D)),
-        "kernel": rng.normal(size=(D, K)),
+        "kernel": rng.normal(size=(D, size)),
         "weights": rng.integers(0, 3, N) * np.linspace(0.1, 3, N),
-        "prior": rng.dirichlet(np.ones(K)),
-        "bias": rng.normal(size=K),
-        "class_weights": rng.uniform(0.5, 2, K),
+        "prior": rng.dirichlet(np.ones(size)),
+        "bias": rng.normal(size=size),
+        "class_weights": rng.uniform(0.5, 2, size),
         "smoothing": rng.uniform(-0.5, 1, N),
     }
-    fixed = {"labels": rng.integers(0, K - 3, N), "class_where": np.arange(K) < K - 3}
+    fixed = {"labels": rng.integers(0, size - 3, N), "class_where": np.arange(size) < size - 3}
     return {name: x.astype(np.float32) for name, x in floats.items()} | fixed
 
 
@@ -71,8 +71,8 @@ def mesh_of(kind):
 
 
 @functools.cache
-def on_one_device():
-    return jax.jit(jax.value_and_grad(loss))(*parted(draw()))
+def on_one_device(size=K):
+    return jax.jit(jax.value_and_grad(loss))(*parted(draw(size)))
 
 
 def assert_same(actual, expected):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 
-from jax_ls import cross_entropy, kl_divergence, sigmoid_cross_entropy, smooth, smoothed_cross_entropy
+from jax_ls import Sparse, cross_entropy, kl_divergence, sigmoid_cross_entropy, smooth, smoothed_cross_entropy
 
 
 @functools.partial(jax.jit, static_argnames=("spread", "ignore_index", "axis"))
@@ -250,3 +250,15 @@ def test_confident_and_infinite_logits_of_a_sigmoid():
     loss, slope = both(z, jnp.array([0.0, 1.0, 0.0, 1.0]))
     np.testing.assert_array_equal(loss, [1e4, 1e4, jnp.inf, jnp.inf])
     np.testing.assert_array_equal(slope, [1, -1, 1, -1])
+
+
+@pytest.mark.parametrize("spread", ["all", "others"])
+@pytest.mark.parametrize("labels", ["hard", "dense", "sparse"])
+def test_arrays_of_32_bits_keep_them_where_64_are_on(labels, spread):
+    with jax.enable_x64(True):
+        y, z = jnp.array([0, 2, 1], jnp.int32), jnp.eye(3, dtype=jnp.float32)
+        q = {"hard": y, "dense": z, "sparse": Sparse(y[:, None], jnp.ones((3, 1), jnp.float32))}[labels]
+        for epsilon in (0.1, jnp.full(3, 0.1, jnp.float32)):
+            for prior in (None, jnp.full(3, 1 / 3, jnp.float32)):
+                losses = smoothed_cross_entropy(z, q, epsilon, prior=prior, spread=spread)
+                assert losses.dtype == jnp.float32

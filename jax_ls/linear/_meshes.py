@@ -5,8 +5,9 @@ Each device then works on its own tokens and classes, inside `jax.shard_map`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ class Layout:
 
     @property
     def class_axis_name(self) -> AxisName | None:
-        return self.classes or None
+        return (*self.classes, *self.gathering.visits) or None
 
     @property
     def batch_axis_name(self) -> AxisName | None:
@@ -141,30 +142,41 @@ class Layout:
         axes = (shared, features) if transposed else (features, shared)
         return cls(mesh, batch, PartitionSpec(*spec), tokens, own, Gathering(axes, wire))
 
+    def devices(self, names: tuple[str, ...]) -> int:
+        """Returns how many devices the mesh axes `names` have."""
+        if not names:
+            return 1
+        return jax.lax.axis_size(names) if self.mesh is None else math.prod(self.mesh.shape[name] for name in names)
+
+    def visited(self, batch: tuple[int, ...], classes: int, class_axis: int) -> Layout:
+        """Returns the layout by which tokens are sent, if they are fewer than the classes; else this one.
+
+        `batch` and `classes` are those of the hidden states and the kernel as this call got them.
+        """
+        names, tokens = self.gathering.axes[class_axis], math.prod(batch)
+        if not names or not batch or not isinstance(tokens, int):
+            return self
+        if self.mesh is None:
+            tokens *= self.devices(names)
+        else:
+            tokens //= self.devices(tuple(name for name in self.tokens if name not in names))
+            classes //= self.devices(self.classes)
+        return replace(self, gathering=self.gathering.visited(class_axis)) if tokens < classes else self
+
     def check_sizes(self, batch: tuple[int, ...], kernel: Array, class_axis: int) -> None:
         """Every axis is a multiple of the devices that split it."""
         if self.mesh is None:
             return
-        sizes = dict(self.mesh.shape)
-
-        def devices(part: Any) -> int:
-            count = 1
-            for name in _names(part):
-                count *= sizes[name]
-            return count
-
         for size, part in zip(batch, self.batch, strict=True):
-            if size % devices(part):
-                raise ValueError(
-                    f"hidden: expected a batch axis that {part} divides, {devices(part)} devices, got {size}"
-                )
+            if size % (count := self.devices(_names(part))):
+                raise ValueError(f"hidden: expected a batch axis that {part} divides, {count} devices, got {size}")
         for axis, part in enumerate(self.kernel):
-            if (size := kernel.shape[axis]) % devices(part):
+            if (size := kernel.shape[axis]) % (count := self.devices(_names(part))):
                 what = "K" if axis == class_axis else "D"
-                more = -(-size // devices(part)) * devices(part)
+                more = -(-size // count) * count
                 pad = f": pad the kernel to {more} classes and say class_where=jnp.arange({more}) < {size}"
                 raise ValueError(
-                    f"kernel: expected {what} that {part} divides, {devices(part)} devices, got {size}"
+                    f"kernel: expected {what} that {part} divides, {count} devices, got {size}"
                     + (pad if what == "K" else "")
                 )
 

@@ -5,7 +5,7 @@ matrix products in all, where recomputing would take four. A chunk is every C-th
 are split over devices, each then works on its own.
 
 A kernel that is split over the tokens' devices (FSDP) is gathered once, before the loop, and its gradient is summed
-over the devices once, after the loop.
+over the devices once, after the loop. Or the tokens of a chunk are gathered, and the kernel stays where it is.
 """
 
 from __future__ import annotations
@@ -86,7 +86,12 @@ def each(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
 
 def logits_of(plan: Plan, chunk: Tokens, shared: Shared) -> jax.Array:
     """Returns the logits (n, K) of a chunk, in float32 or wider."""
-    return product(_counted(chunk, chunk.hidden), shared.kernel, 1, 1 if plan.transposed else 0)
+    return product(hidden_of(plan, chunk), shared.kernel, 1, 1 if plan.transposed else 0)
+
+
+def hidden_of(plan: Plan, chunk: Tokens) -> jax.Array:
+    """Returns the hidden states of all tokens that this device sees, 0 for those of weight 0."""
+    return plan.gathering.all_tokens(_counted(chunk, chunk.hidden))
 
 
 def _counted(chunk: Tokens, x: jax.Array) -> jax.Array:
@@ -180,16 +185,18 @@ def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, T
             loss, logits_of(plan, chunk, shared._replace(kernel=kernel)), arguments, others, has_aux=True
         )
         d_logits, d_arguments, d_others = pull(chunk.weights.astype(losses.dtype))
-        d_logits = _counted(chunk, d_logits)
+        counts = plan.gathering.all_tokens(chunk.weights != 0)
+        d_logits = jnp.where(counts[:, None], d_logits, 0)
         unit = unit_of(jnp.max(jnp.abs(d_logits), initial=0), dtype)
         d_logits = narrowed(d_logits, unit, dtype)
         d_hidden = d_kernel = None
         if want_tokens.hidden:
             d_hidden = _times(product(d_logits, kernel, 1, 0 if plan.transposed else 1), unit)
+            d_hidden = plan.gathering.summed_for_own_tokens(d_hidden, dtype)
             units = unit_of(jnp.max(jnp.abs(d_hidden), axis=-1, keepdims=True, initial=0), dtype)
             d_hidden = narrowed(d_hidden, units, dtype), units
         if want_shared.kernel:
-            hidden = _counted(chunk, chunk.hidden)
+            hidden = hidden_of(plan, chunk)
             left, right = (d_logits, hidden) if plan.transposed else (hidden, d_logits)
             d_kernel = _times(product(left, right, 0, 0), unit).astype(plan.accumulate)
         d_weights = _counted(chunk, losses) if want_tokens.weights else None

@@ -166,8 +166,8 @@ def by_token_chunks(loss: Callable[..., Any], options: Options, operands: dict[s
     `operands` hold hidden, kernel, bias, arguments, weights and denominator.
     """
     h, k, bias, arguments = (operands[name] for name in ("hidden", "kernel", "bias", "arguments"))
-    axis, layout = options.batch_axis_name, options.layout
-    batch, num_classes = h.shape[:-1], k.shape[options.class_axis] * layout.gathering.parts(options.class_axis)
+    axis, gathering, batch = options.batch_axis_name, options.layout.gathering, h.shape[:-1]
+    num_classes = k.shape[options.class_axis] * gathering.parts(options.class_axis)
     each = jnp.ones(batch, checks.wide(h.dtype))
     w = each if operands["weights"] is None else operands["weights"]
     count = normalizer(w, options.reduction, denominator=operands["denominator"], batch_axis_name=axis)
@@ -181,23 +181,24 @@ def by_token_chunks(loss: Callable[..., Any], options: Options, operands: dict[s
 
     def on_logits(logits: Array, own: Any, others: Any) -> Any:
         bias, common = others
-        logits = logits if bias is None else logits + bias[None].astype(logits.dtype)
+        logits = logits if bias is None else logits + gathering.own_classes(bias)[None].astype(logits.dtype)
         if options.softcap is not None:
             logits = options.softcap * jnp.tanh(logits / options.softcap)
         if not batch:
             # Shapes would not tell what is a token's from what is shared: the loss sees the one token as it is.
             logits, own = jax.tree.map(lambda x: x[0], (logits, own))
-        out = loss(logits, *chunks.combine(own, common))
+        out = loss(logits, *gathering.met(chunks.combine(own, common)))
         losses, aux = _checked_output(out, options.has_aux, logits.shape[:-1])
+        losses, aux = jax.tree.map(gathering.own_tokens, (losses, aux))
         return (losses, aux) if batch else jax.tree.map(lambda x: x[None], (losses, aux))
 
     count_of_tokens = math.prod(batch)
-    parts = chunk_count(count_of_tokens, h.shape[-1], num_classes, options.chunk_size)
+    parts = chunk_count(count_of_tokens, h.shape[-1], num_classes, options.chunk_size, gathering.visitors)
     size = None if isinstance(count_of_tokens, int) else symbolic_chunk_size(h.shape[-1], options.chunk_size)
     tokens = fences.varying(chunks.Tokens(h, w if counts_late else w / count, own), over_tokens)
     tokens = chunks.split(tokens, len(batch), parts, size)
     plan = chunks.Plan(
-        on_logits, parts, options.transposed, layout.gathering, at_least(options.accumulate, k.dtype), over_tokens
+        on_logits, parts, options.transposed, gathering, at_least(options.accumulate, k.dtype), over_tokens
     )
     plan, shared = chunks.close(plan, tokens, chunks.Shared(k, others))
     if options.reduction == "none":

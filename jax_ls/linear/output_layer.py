@@ -75,6 +75,10 @@ def linear_cross_entropy(
     and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks if K ≥ 2 N, N the tokens of a
     device, for a kernel of 16 bits or fewer, else if K ≥ 32 N; never for `Rows` or a `Dense` (*batch, K).
 
+    On a mesh, a kernel whose classes the tokens' devices split (FSDP along K) stays where it is if those devices have
+    fewer tokens than classes: the tokens of a chunk are gathered, and `plan="auto"` takes token chunks. Other split
+    kernels are gathered, whole for token chunks, block by block for class blocks.
+
     Args:
       hidden: (*batch, D), any float dtype; products accumulate in float32.
       kernel: (D, K), or (K, D) if `transposed`, as tied embeddings lie.
@@ -87,7 +91,7 @@ def linear_cross_entropy(
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       plan: "tokens" with `chunk_size` tokens, "classes" with `block_size` classes, or "auto"; None: from the shapes.
       accumulate: dtype in which gradients add up: that of the kernel over chunks, that of `hidden` over blocks, and
-        that of a split kernel over devices. If None, float32 on a device and the kernel's dtype between devices.
+        those that a layout sums over devices. If None, float32 on a device and their arrays' dtypes between devices.
       hidden_spec, kernel_spec: on an `Auto` mesh in context (`jax.set_mesh`), how the two lie. Inside `jax.shard_map`,
         `kernel_spec` says which of the tokens' axes split the kernel (FSDP). On an `Explicit` mesh they are read off.
       class_axis_name: inside `jax.shard_map`, the mesh axis that K is split over; labels stay global.
@@ -159,9 +163,14 @@ def linear_cross_entropy(
         )
     if return_parts:
         operands["hard"] = hard
-    tokens = math.prod(h.shape[:-1]) // _split(layout)
+    tokens = math.prod(h.shape[:-1]) // (1 if layout.mesh is None else layout.devices(layout.tokens))
+    written_out = _written_out(q)
+    visited = layout if written_out else layout.visited(h.shape[:-1], num_classes, class_axis)
+    if plan == "auto" and visited is not layout:
+        plan = "tokens"
+    plan = chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=written_out or summed)
     options = Options(
-        chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=_written_out(q) or summed),
+        plan,
         return_parts,
         reduction,
         chunk_size,
@@ -170,7 +179,7 @@ def linear_cross_entropy(
         as_softcap(softcap),
         transposed,
         layout.batch_axis_name,
-        layout,
+        visited if plan == "tokens" else layout,
     )
     for name, size in (("chunk_size", chunk_size), ("block_size", block_size)):
         if size is not None:
@@ -191,6 +200,7 @@ def _by_token_chunks(options: Options, formula: SmoothedLoss, operands: dict[str
     shared = {name: operands.get(name) for name in ("class_where", "class_weights", "z_loss")}
     shared = fences.varying(shared, fences.varying_axes(operands["hidden"]))
     z_weight, class_axis_name = shared.pop("z_loss"), options.layout.class_axis_name
+    shared = jax.tree.map(options.layout.gathering.own_classes, shared)
     weights, counted = _weights(operands)
 
     def loss(logits: Array, q: Target, hard: Target | None, entropy: Array | None, counted: Array | None) -> Any:
@@ -266,11 +276,6 @@ def _kept(target: Target | Array, where: ArrayLike | None, ignore_index: int) ->
         raise TypeError("ignore_index: expected integer labels as target, for ignore_index to name one")
     kept = checks.not_ignored(target, ignore_index)
     return kept if where is None else kept & checks.as_where("where", where, kept.shape)
-
-
-def _split(layout: Layout) -> int:
-    """Over how many devices the tokens of this call are split."""
-    return math.prod(layout.mesh.shape[name] for name in layout.tokens) if layout.mesh is not None else 1
 
 
 def _written_out(target: Target) -> bool:

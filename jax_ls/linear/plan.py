@@ -39,18 +39,25 @@ def chosen(
     return "classes" if many and not written_out else "tokens"
 
 
-def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None) -> int:
-    """Returns into how many chunks the tokens are cut.
+def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None, visitors: int = 1) -> int:
+    """Returns into how many chunks the tokens of a device are cut.
 
     By default the logits of a chunk are as many as the numbers of `hidden`, or half those of the kernel if that is
     more. Smaller chunks would save little memory and spend their time on adding to the kernel's gradient. Of a symbolic
     number of tokens, chunks of half the kernel's numbers are as many as it takes.
+
+    Args:
+      tokens, classes: how many a device holds.
+      features: D.
+      chunk_size: how many tokens' logits a device holds.
+      visitors: how many devices see each other's tokens: a chunk has as many of each.
     """
     if not isinstance(tokens, int):
         return -(-tokens // symbolic_chunk_size(features, chunk_size))
     if chunk_size is None:
         chunk_size = max(tokens * features // classes, features // 2, 1)
-    fewest = max(1, -(-tokens // checks.check_size("chunk_size", chunk_size)))
+    of_each = max(checks.check_size("chunk_size", chunk_size) // visitors, 1)
+    fewest = max(1, -(-tokens // of_each))
     # A divisor nearby leaves no ragged chunk to pad.
     return next((count for count in range(fewest, 2 * fewest) if tokens % count == 0), fewest)
 
