@@ -168,9 +168,9 @@ def linear_cross_entropy(
     visited = layout if written_out else layout.visited(h.shape[:-1], num_classes, class_axis)
     if plan == "auto" and visited is not layout:
         plan = "tokens"
-    plan = chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=written_out or summed)
+    taken = chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=written_out or summed)
     options = Options(
-        plan,
+        taken,
         return_parts,
         reduction,
         chunk_size,
@@ -179,7 +179,7 @@ def linear_cross_entropy(
         as_softcap(softcap),
         transposed,
         layout.batch_axis_name,
-        visited if plan == "tokens" else layout,
+        visited if taken == "tokens" else layout,
     )
     for name, size in (("chunk_size", chunk_size), ("block_size", block_size)):
         if size is not None:
