@@ -2,7 +2,7 @@
 
 On TPU and GPU one variadic `jax.lax.reduce` takes the maximum, Σ exp and every linear sum: `_one_reduction`. On CPU
 each sum is taken by itself, which is faster there: `_separate_sums`. `jax.lax.platform_dependent` chooses when the
-program is lowered. Their derivatives are rules of `jax.custom_jvp`, so that forward mode and Hessians work.
+program is lowered. Their derivatives are rules of `with_jvp`, so that forward mode and Hessians work.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_ls import fences
 from jax_ls.class_axis import AxisName, ClassAxis, align, class_axis_is_split
+from jax_ls.tangents import with_jvp
 
 __all__ = ["Pass", "Sums", "pick", "remembered", "row_sums"]
 
@@ -54,7 +55,7 @@ class Pass(NamedTuple):
         return name in self.names
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(with_jvp, static=1)
 def row_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
     """Returns the sums over the classes of wide logits (*batch, K) that are wanted; "top" always.
 
@@ -74,7 +75,7 @@ def row_sums(wanted: Pass, z: Array, weights: tuple[Array | None, ...]) -> Sums:
     return sums if wanted.class_axis_name is None else _over_devices(wanted, z, weights, sums)
 
 
-@functools.partial(row_sums.defjvp, symbolic_zeros=True)
+@row_sums.defjvp
 def _row_sums_jvp(wanted: Pass, primals: Any, tangents: Any) -> Any:
     z, weights = primals
     dz, dweights = tangents
@@ -385,7 +386,7 @@ def _over_devices(wanted: Pass, z: Array, weights: tuple[Array | None, ...], loc
     return sums
 
 
-@jax.custom_jvp
+@with_jvp
 def pick(z: Array, narrow: Array, index: Array) -> Array:
     """Returns z at classes (*batch, S), gathered from `narrow` before it is widened.
 
@@ -419,7 +420,7 @@ MOST_COMPARED = 32
 """How many labels of an example are found by comparison in the gradient. More are scattered."""
 
 
-@functools.partial(pick.defjvp, symbolic_zeros=True)
+@pick.defjvp
 def _pick_jvp(primals: Any, tangents: Any) -> Any:
     z, narrow, index = primals
     dz = tangents[0]

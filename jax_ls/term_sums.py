@@ -1,6 +1,6 @@
 """Sums over the classes of any elementwise function of the logits: one more pass over them.
 
-Their derivatives are rules of `jax.custom_jvp`: what a backward pass would have to sum, the forward pass sums already.
+Their derivatives are rules of `with_jvp`: what a backward pass would have to sum, the forward pass sums already.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax_ls import fences
 from jax_ls.class_axis import align
 from jax_ls.row_sums import remembered
-from jax_ls.tangents import along
+from jax_ls.tangents import along, with_jvp
 
 __all__ = ["term_sums"]
 
@@ -41,14 +41,14 @@ def term_sums(term: Term, z: Array, top: Array | None, rows: Sequence[Array], ex
     return jax.tree.unflatten(tree, sums)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@functools.partial(with_jvp, static=2)
 def _term_sums(
     term: Term, count: int, z: Array, top: Array | None, exists: Array | None, rows: Arrays, closed_over: Arrays
 ) -> Arrays:
     return _sums_of_terms(term, [(part, None) for part in range(count)], z, top, exists, rows, closed_over)
 
 
-@functools.partial(_term_sums.defjvp, symbolic_zeros=True)
+@_term_sums.defjvp
 def _term_sums_jvp(term: Term, count: int, primals: Any, tangents: Any) -> Any:
     z, top, exists, rows, closed_over = primals
     dz, _, _, drows, dclosed = tangents

@@ -50,5 +50,5 @@ MAPS = pathlib.Path("/proc/self/maps")
 
 def pytest_runtest_teardown():
     """Every compiled program maps memory, and Linux gives a process 65,530 maps: LLVM crashes at the next one."""
-    if next(TESTS) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
+    if next(TESTS) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()

@@ -17,9 +17,14 @@ from jax_ls import (
     Rows,
     Sparse,
     Uniform,
+    bi_tempered_loss,
     cross_entropy,
+    focal_loss,
     kl_divergence,
+    linear_cross_entropy,
     mean,
+    noise,
+    penalties,
     smooth,
     smoothed_cross_entropy,
     with_label_smoothing,
@@ -119,6 +124,50 @@ def test_hessian_vector_products_and_second_derivatives_in_epsilon():
     # ∂²/∂z∂ε is δ_y − 1/K, whatever the logits.
     cross = jax.jit(jax.jacfwd(jax.grad(loss), argnums=1))(LOGITS, jnp.float32(0.1))
     np.testing.assert_allclose(cross, np.eye(K)[LABELS] - 1 / K, atol=1e-6)
+
+
+FORMULAS = {
+    "cross-entropy": lambda z: smoothed_cross_entropy(
+        z, LABELS, 0.1, prior=PRIOR, class_where=PRIOR > 0.01, z_loss=0.1
+    ),
+    "others": lambda z: smoothed_cross_entropy(z, LABELS, 0.1, spread="others"),
+    "focal": lambda z: focal_loss(z, LABELS, 2.0, 0.1),
+    "jensen": lambda z: penalties.jensen(z, 0.3, prior=PRIOR),
+    "bi-tempered": lambda z: bi_tempered_loss(z, LABELS, 0.8, 1.2, 0.1),
+    "forward": lambda z: noise.forward_correction(z, LABELS, 0.3),
+    "margin": lambda z: penalties.margin(z, 0.1),
+    "layer": lambda z: linear_cross_entropy(z, TABLE, LABELS, smoothing=0.1, plan="tokens", reduction="none"),
+    "layer by classes": lambda z: linear_cross_entropy(
+        z, TABLE, LABELS, smoothing=0.1, plan="classes", reduction="none"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["scan", "cond", "vmap of scan"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_gradient_inside_of_control_flow_is_differentiated_again(name, how):
+    """There JAX takes a custom_jvp apart: its rule is lost for the second derivative."""
+    scales = jnp.array([0.5, 1.0])
+
+    def total(z):
+        return jnp.sum(jnp.stack([jnp.sum(FORMULAS[name](x * z) ** 2) for x in scales]))
+
+    def within(z):
+        def step(carry, x):
+            return carry + jnp.sum(FORMULAS[name](x * z) ** 2), None
+
+        if how == "cond":
+            return sum(jax.lax.cond(x > 0, lambda x: step(0.0, x)[0], lambda x: 0.0, x) for x in scales)
+        return jax.lax.scan(step, 0.0, scales)[0]
+
+    tangents = jnp.stack([LOGITS**2, jnp.ones_like(LOGITS)])
+
+    def product(f):
+        return jax.jit(lambda v: jax.jvp(jax.grad(f), (jnp.asarray(LOGITS),), (v,))[1])
+
+    map_over = jax.vmap if how.startswith("vmap") else lambda f: lambda vs: jnp.stack([f(v) for v in vs])
+    expected, actual = (map_over(product(f))(tangents) for f in (total, within))
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(

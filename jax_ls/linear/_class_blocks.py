@@ -28,12 +28,11 @@ from jax_ls.class_axis import align
 from jax_ls.fences import varying, varying_axes
 from jax_ls.linear._gathering import Gathering
 from jax_ls.linear._products import narrowed, product, stored_dtype, unit_of
+from jax_ls.row_sums import Pass, row_sums
 
 __all__ = ["Blocks", "Layer", "Sums", "sweep", "sweep_in_any_mode"]
 
 Tree = Any
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""A finite number that stands for −inf, so that 0 · −inf is 0 and differences do not overflow."""
 
 
 class Layer(NamedTuple):
@@ -191,65 +190,22 @@ def _logits(blocks: Blocks, hidden: Array, part: _Part) -> tuple[Array, Array | 
     return (z if part.kept is None else jnp.where(part.kept[None], z, -jnp.inf)), slope
 
 
-RowSums = Callable[[Array, tuple[Array | None, ...]], tuple[Array, Array, tuple[Array, ...]]]
-
-
-def _sums(row_sums: RowSums, z: Array, part: _Part) -> tuple[Sums, list[Array]]:
+def _sums(z: Array, part: _Part) -> tuple[Sums, list[Array]]:
     """The sums of one block, and the mass Σ w of each linear sum."""
-    weights = [None if w is None else w.astype(z.dtype) for w in part.weights]
-    sums = row_sums(z, tuple(weights))
+    weights = tuple(None if w is None else w.astype(z.dtype) for w in part.weights)
+    names = {"top", "total"} | {f"linear {i}" for i in range(len(weights))}
+    sums = row_sums(Pass(frozenset(names), None), z, weights)
     picked = []
     for places, held in part.places:
         taken = jnp.take_along_axis(z, places, axis=1, mode="clip")
         picked.append(jnp.where(held, taken, 0))
-    return Sums(*sums, picked), [_mass(w, z) for w in weights]
+    linear = tuple(sums[f"linear {i}"] for i in range(len(weights)))
+    return Sums(jax.lax.stop_gradient(sums["top"]), sums["total"], linear, picked), [_mass(w, z) for w in weights]
 
 
 def _mass(w: Array | None, z: Array) -> Array:
     mass = jnp.asarray(z.shape[1], z.dtype) if w is None else jnp.sum(w, axis=-1)
     return jnp.broadcast_to(mass, z.shape[:1])
-
-
-def _row_sums(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
-    """Maximum, Σ exp(z − max) and Σ w (z − max) of each row, without a rule for derivatives."""
-    return jax.lax.platform_dependent(z, weights, cpu=_separate_sums, default=_one_reduction)
-
-
-def _separate_sums(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
-    """Each sum by itself: XLA on CPU takes four times as long over one variadic reduction. In any mode."""
-    top = jax.lax.stop_gradient(jnp.max(z, axis=1, initial=LOWEST))
-    total = jnp.sum(jnp.exp(z - top[:, None]), axis=1)
-    linear = []
-    for w in weights:
-        away = _finite(z) - top[:, None]
-        linear.append(jnp.sum(away if w is None else away * align(w, 2), axis=1))
-    return top, total, tuple(linear)
-
-
-def _one_reduction(z: Array, weights: tuple[Array | None, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
-    """All sums in one pass over the logits."""
-    shape, n = z.shape, len(weights)
-    z = _finite(z)
-    masses = [jnp.ones_like(z) if w is None else jnp.broadcast_to(align(w, 2), shape) for w in weights]
-    zero, one = jnp.zeros((), z.dtype), jnp.ones_like(z)
-
-    def combine(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
-        top, step, left = jnp.maximum(a[0], b[0]), a[0] - b[0], a[0] > b[0]
-        small = jnp.exp(-jnp.abs(step))
-        total = jnp.where(left, a[1] + b[1] * small, a[1] * small + b[1])
-        linear = [a[i] + b[i] + jnp.where(left, -b[i + n], a[i + n]) * step for i in range(2, 2 + n)]
-        return (top, total, *linear, *(a[i] + b[i] for i in range(2 + n, 2 + 2 * n)))
-
-    # A sum starts as that of one class, relative to its own logit: 0.
-    values = (z, one, *[jnp.zeros_like(z)] * n, *masses)
-    start = (jnp.asarray(LOWEST, z.dtype), *[zero] * (2 * n + 1))
-    found = jax.lax.reduce(values, start, combine, (1,))
-    return found[0], jnp.where(found[0] <= LOWEST, 0, found[1]), tuple(found[2 : 2 + n])
-
-
-def _finite(z: Array) -> Array:
-    """−inf as a finite number, so that 0 · z is 0."""
-    return jnp.maximum(z, LOWEST)
 
 
 def _joined(a: Sums, mass_a: Sequence[Array], b: Sums, mass_b: Sequence[Array]) -> tuple[Sums, list[Array]]:
@@ -267,7 +223,7 @@ def _nothing(hidden: Array, weights: Sequence[Any], labels: Sequence[Array]) -> 
     dtype, shape = checks.wide(hidden.dtype), hidden.shape[:1]
     zeros = [jnp.zeros(shape, dtype) for _ in weights]
     picked = [jnp.zeros(y.shape, dtype) for y in labels]
-    return Sums(jnp.full(shape, LOWEST, dtype), jnp.zeros(shape, dtype), tuple(zeros), picked), zeros
+    return Sums(jnp.full(shape, fences.lowest(dtype), dtype), jnp.zeros(shape, dtype), tuple(zeros), picked), zeros
 
 
 # The sweeps.
@@ -282,7 +238,7 @@ def sweep(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array])
 def _take_sums(blocks: Blocks, layer: Layer, weights: list[Any], labels: list[Array]) -> tuple[Sums, list[Array]]:
     def step(carry: Tree, block: Array) -> tuple[Tree, None]:
         part = _part(blocks, block, layer, weights, labels)
-        sums, masses = _sums(_row_sums, _logits(blocks, layer.hidden, part)[0], part)
+        sums, masses = _sums(_logits(blocks, layer.hidden, part)[0], part)
         before, masses_before = carry
         return _joined(before, masses_before, sums, masses), None
 
@@ -326,7 +282,7 @@ def sweep_in_any_mode(
         within = [_padded_places(blocks, x["block"], y) for y in labels]
         given = [_present(w, x["fresh"], x["kept"]) for w in x["weights"]]
         part = _Part(blocks.gathering.whole(x["kernel"]), x["bias"], x["kept"], given, within)
-        return _sums(_separate_sums, _logits(blocks, wide.astype(layer.hidden.dtype), part)[0], part)
+        return _sums(_logits(blocks, wide.astype(layer.hidden.dtype), part)[0], part)
 
     def step(carry: Tree, x: Tree) -> tuple[Tree, None]:
         return _joined(*carry, *sums_of(wide, x)), None
@@ -394,7 +350,7 @@ def _take_slopes(
             found["bias"] = blocks.put(block, carry["bias"], jnp.sum(slopes, axis=0))
         for i, (ct, w) in enumerate(zip(d_linear, part.weights, strict=True)):
             if wanted_weights[i] is not None and ct is not None:
-                d_w = ct[:, None] * (_finite(z) - top[:, None])
+                d_w = ct[:, None] * (fences.finite(z) - top[:, None])
                 if d_mass[i] is not None:
                     d_w = d_w + d_mass[i][:, None]
                 d_w = d_w if part.kept is None else jnp.where(part.kept[None], d_w, 0)

@@ -73,11 +73,8 @@ def linear_cross_entropy(
     Two plans give the same numbers. Token chunks take three matrix products and hold the logits of a chunk and, for a
     narrow kernel, its gradient in float32, D·K numbers. Class blocks take four products and hold the logits of a block
     and the gradient of `hidden` in float32, N·D numbers. `plan="auto"` takes class blocks if K ≥ 2 N, N the tokens of a
-    device, for a kernel of 16 bits or fewer, else if K ≥ 32 N; never for `Rows` or a `Dense` (*batch, K).
-
-    On a mesh, a kernel whose classes the tokens' devices split (FSDP along K) stays where it is if those devices have
-    fewer tokens than classes: the tokens of a chunk are gathered, and `plan="auto"` takes token chunks. Other split
-    kernels are gathered, whole for token chunks, block by block for class blocks.
+    device, for a kernel of 16 bits or fewer, else if K ≥ 32 N; never for `Rows` or a `Dense` (*batch, K). Where FSDP
+    splits K over devices that have fewer tokens, "auto" takes token chunks, which gather the tokens, not the kernel.
 
     Args:
       hidden: (*batch, D), any float dtype; products accumulate in float32.
@@ -85,9 +82,8 @@ def linear_cross_entropy(
       target: a `Target`, or integers (*batch,); smoothed by `smoothing`, `prior`, `spread` as in `smooth`.
       bias, weights: (K,) and (*batch,). A mean divides by Σ weights over all devices; a token of weight 0 is absent.
       where, ignore_index: tokens that do not count, booleans (*batch,) and a label: as weights of 0.
-      class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,) and a number.
+      class_where, class_weights, z_loss: as in `cross_entropy`: (K,), (K,), a number. softcap: c, for c · tanh(z / c).
       relative, return_parts: as in `smoothed_cross_entropy`; of the parts, only the loss has a derivative.
-      softcap: c, for c · tanh(z / c) in place of z.
       reduction, batch_axis_name: as in `chunked_loss`; denominator: as in `mean`.
       plan: "tokens" with `chunk_size` tokens, "classes" with `block_size` classes, or "auto"; None: from the shapes.
       accumulate: dtype in which gradients add up: that of the kernel over chunks, that of `hidden` over blocks, and
