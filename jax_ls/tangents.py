@@ -96,7 +96,7 @@ OPERATION.multiple_results = True
 
 @OPERATION.def_impl
 def _evaluated(*arrays: Array, jaxpr: ClosedJaxpr, jvp: Any) -> Arrays:
-    return jax.jit(jaxpr_as_fun(jaxpr))(*arrays)
+    return jaxpr_as_fun(jaxpr)(*arrays)
 
 
 @OPERATION.def_abstract_eval
