@@ -86,8 +86,9 @@ def _terms(
 
     `one` is 1 for each row. Made of a constant, it would be written out for all classes by XLA on CPU.
     """
-    z = z if exists is None else jnp.where(exists, z, 0)
     d = z if top is None else z - top[..., None]
+    # A class that does not exist gets what the likeliest has: in the domain of every term, whose slopes stay finite.
+    d = d if exists is None else jnp.where(exists, d, 0)
     shown = [x[..., None] for x in rows]
 
     def of_row(x: Array | None) -> Array:

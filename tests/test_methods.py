@@ -16,6 +16,7 @@ from jax_ls import (
     Dense,
     OneHot,
     adaptive,
+    bi_tempered_loss,
     cross_entropy,
     kl_divergence,
     mixing,
@@ -536,3 +537,14 @@ def test_cutmix_knows_other_layouts_and_integers():
     assert (mixed == mixed[:, :1]).all()
     means = target.probs(4) @ jnp.arange(4.0)
     np.testing.assert_allclose(mixed.astype(jnp.float32).mean(axis=(1, 2, 3)), means, atol=1e-5)
+
+
+def test_classes_that_do_not_exist_leave_the_slope_in_epsilon_finite():
+    """Bi-tempered: 1 − (t − 1) z is negative for a class of z = 0 where all others are below −1 / (t − 1)."""
+    z, exists = jnp.array([-4.0, -6.0, -5.0]), jnp.array([False, True, True])
+
+    def loss(epsilon, z=z, **options):
+        return bi_tempered_loss(z, 1, 0.5, 1.9, epsilon, **options)
+
+    expected = jax.grad(lambda e: bi_tempered_loss(z[1:], 0, 0.5, 1.9, e))(0.3)
+    np.testing.assert_allclose(jax.grad(loss)(0.3, class_where=exists), expected, rtol=1e-5)
