@@ -146,7 +146,7 @@ FORMULAS = {
 @pytest.mark.parametrize("how", ["scan", "cond", "vmap of scan"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_gradient_inside_of_control_flow_is_differentiated_again(name, how):
-    """There JAX takes a custom_jvp apart: its rule is lost for the second derivative."""
+    """In a scan JAX takes a custom_jvp apart: its rule is lost for the second derivative."""
     scales = jnp.array([0.5, 1.0])
 
     def total(z):
