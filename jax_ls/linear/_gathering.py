@@ -16,7 +16,15 @@ from jax.typing import DTypeLike
 
 from jax_ls.algebra import Target
 
-__all__ = ["Gathering"]
+__all__ = ["Gathering", "told"]
+
+
+def told(node: Any) -> list[tuple[Array, bool, bool]]:
+    """Returns each array of a target or argument, whether it has an entry for each token, and for each class."""
+    leaves = jax.tree.leaves(node)
+    if isinstance(node, Target):
+        return list(zip(leaves, node.per_example(), node.over_classes(), strict=True))
+    return [(x, True, False) for x in leaves]
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Gathering:
 
     Args:
       axes: for each axis of the kernel, the mesh axes that split it and that split the tokens too.
-      wire: dtype in which gradients are summed over devices; None for the kernel's.
+      wire: dtype in which gradients are summed over devices; None for that of their array.
       visits: the mesh axes whose devices see each other's tokens. They split classes and tokens, and are not in `axes`.
     """
 
@@ -70,10 +78,7 @@ class Gathering:
 
     def own_tokens(self, x: Array) -> Array:
         """Returns the entries of this device's tokens, of those that `all_tokens` returned."""
-        if not self.visits:
-            return x
-        size = x.shape[0] // self.visitors
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.visits) * size, size, axis=0)
+        return self._own(x, 0)
 
     def summed_for_own_tokens(self, x: Array, dtype: DTypeLike) -> Array:
         """Returns Σ of x (n, ...) over the devices that see each other's tokens, for this device's tokens."""
@@ -85,20 +90,23 @@ class Gathering:
 
     def own_classes(self, x: Array) -> Array:
         """Returns the entries of this device's classes, of x (..., K) for those of all that it sees the tokens of."""
+        return self._own(x, x.ndim - 1)
+
+    def _own(self, x: Array, axis: int) -> Array:
+        """Returns this device's part of `x` along an axis that holds those of all devices in `visits`."""
         if not self.visits:
             return x
-        size = x.shape[-1] // self.visitors
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.visits) * size, size, axis=-1)
+        size = x.shape[axis] // self.visitors
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.visits) * size, size, axis=axis)
 
     def met(self, tree: Any) -> Any:
         """Returns arguments of all tokens, (n, ...) each, and targets of all tokens and this device's classes."""
 
         def one(node: Any) -> Any:
-            leaves, tree = jax.tree.flatten(node)
-            each = node.per_example() if isinstance(node, Target) else [True] * len(leaves)
-            classes = node.over_classes() if isinstance(node, Target) else [False] * len(leaves)
-            leaves = [self.own_classes(x) if by_class else x for x, by_class in zip(leaves, classes, strict=True)]
-            leaves = [self.all_tokens(x) if own else x for x, own in zip(leaves, each, strict=True)]
-            return jax.tree.unflatten(tree, leaves)
+            leaves: list[Array] = []
+            for x, by_token, by_class in told(node):
+                x = self.own_classes(x) if by_class else x
+                leaves.append(self.all_tokens(x) if by_token else x)
+            return jax.tree.unflatten(jax.tree.structure(node), leaves)
 
         return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Target)) if self.visits else tree

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jax_ls.algebra import Target
 from jax_ls.class_axis import AxisName, everywhere
-from jax_ls.linear._gathering import Gathering
+from jax_ls.linear._gathering import Gathering, told
 
 __all__ = ["Layout"]
 
@@ -217,10 +217,7 @@ class Layout:
         """Targets: batch axes first where a leaf has one entry per token, classes last where it has one per class."""
         found: list[PartitionSpec] = []
         for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Target)):
-            leaves = jax.tree.leaves(node)
-            each = node.per_example() if isinstance(node, Target) else [True] * len(leaves)
-            classes = node.over_classes() if isinstance(node, Target) else [False] * len(leaves)
-            for x, by_token, by_class in zip(leaves, each, classes, strict=True):
+            for x, by_token, by_class in told(node):
                 batch = tuple(self.batch) if by_token else ()
                 rest = [None] * (x.ndim - len(batch))
                 if by_class and rest:

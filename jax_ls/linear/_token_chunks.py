@@ -62,7 +62,8 @@ def total(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
 
     def step(index: jax.Array | int) -> tuple[Tree, Tree]:
         chunk = take(tokens, index)
-        losses, aux = plan.loss(logits_of(plan, chunk, shared), chunk.arguments, shared.others)
+        logits = logits_of(plan, hidden_of(plan, chunk), shared.kernel)
+        losses, aux = plan.loss(logits, chunk.arguments, shared.others)
         return jnp.sum(multiply(chunk.weights, losses)), aux
 
     return _sweep(step, plan.chunks)
@@ -75,8 +76,8 @@ def each(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
 
     @jax.checkpoint
     def step(chunk: Tokens, kernel: jax.Array, others: Tree) -> tuple[jax.Array, Tree]:
-        narrow = Shared(kernel.astype(shared.kernel.dtype), others)
-        losses, aux = plan.loss(logits_of(plan, chunk, narrow), chunk.arguments, others)
+        logits = logits_of(plan, hidden_of(plan, chunk), kernel.astype(shared.kernel.dtype))
+        losses, aux = plan.loss(logits, chunk.arguments, others)
         return multiply(chunk.weights, losses), aux
 
     chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
@@ -84,19 +85,24 @@ def each(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[jax.Array, Tree]:
     return jax.tree.map(lambda x: _in_order(jnp.moveaxis(x, 0, 1)), rows)
 
 
-def logits_of(plan: Plan, chunk: Tokens, shared: Shared) -> jax.Array:
-    """Returns the logits (n, K) of a chunk, in float32 or wider."""
-    return product(hidden_of(plan, chunk), shared.kernel, 1, 1 if plan.transposed else 0)
-
-
 def hidden_of(plan: Plan, chunk: Tokens) -> jax.Array:
     """Returns the hidden states of all tokens that this device sees, 0 for those of weight 0."""
     return plan.gathering.all_tokens(_counted(chunk, chunk.hidden))
 
 
+def logits_of(plan: Plan, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns the logits (n, K) of hidden states (n, D), in float32 or wider."""
+    return product(hidden, kernel, 1, 1 if plan.transposed else 0)
+
+
 def _counted(chunk: Tokens, x: jax.Array) -> jax.Array:
     """Returns `x` with 0 for the tokens of weight 0, whatever stands there."""
-    return jnp.where((chunk.weights != 0).reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+    return _only(chunk.weights != 0, x)
+
+
+def _only(counts: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns x (n, ...) with 0 for the tokens that do not count."""
+    return jnp.where(counts.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
 def take(tokens: Tokens, index: jax.Array | int) -> Tokens:
@@ -154,7 +160,7 @@ def close(plan: Plan, tokens: Tokens, shared: Shared) -> tuple[Plan, Shared]:
     """Returns the plan with the arrays that the loss closes over as arguments: a custom derivative sees no others."""
     first = take(tokens, 0)
     whole = jax.eval_shape(plan.gathering.whole, shared.kernel)
-    logits = jax.eval_shape(lambda chunk, kernel: logits_of(plan, chunk, Shared(kernel, None)), first, whole)
+    logits = jax.eval_shape(lambda chunk, kernel: logits_of(plan, hidden_of(plan, chunk), kernel), first, whole)
     example = logits, first.arguments, shared.others
     closed, shape = jax.make_jaxpr(plan.loss, return_shape=True)(*example)
     tree = jax.tree.structure(shape)
@@ -181,12 +187,10 @@ def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, T
         def loss(logits: jax.Array, arguments: Tree, others: Tree) -> tuple[jax.Array, Tree]:
             return plan.loss(logits, combine(arguments, fixed_arguments), combine(others, fixed_others))
 
-        losses, pull, aux = jax.vjp(
-            loss, logits_of(plan, chunk, shared._replace(kernel=kernel)), arguments, others, has_aux=True
-        )
+        hidden = hidden_of(plan, chunk)
+        losses, pull, aux = jax.vjp(loss, logits_of(plan, hidden, kernel), arguments, others, has_aux=True)
         d_logits, d_arguments, d_others = pull(chunk.weights.astype(losses.dtype))
-        counts = plan.gathering.all_tokens(chunk.weights != 0)
-        d_logits = jnp.where(counts[:, None], d_logits, 0)
+        d_logits = _only(plan.gathering.all_tokens(chunk.weights != 0), d_logits)
         unit = unit_of(jnp.max(jnp.abs(d_logits), initial=0), dtype)
         d_logits = narrowed(d_logits, unit, dtype)
         d_hidden = d_kernel = None
@@ -196,7 +200,6 @@ def _total_fwd(plan: Plan, tokens: Any, shared: Any) -> tuple[tuple[jax.Array, T
             units = unit_of(jnp.max(jnp.abs(d_hidden), axis=-1, keepdims=True, initial=0), dtype)
             d_hidden = narrowed(d_hidden, units, dtype), units
         if want_shared.kernel:
-            hidden = hidden_of(plan, chunk)
             left, right = (d_logits, hidden) if plan.transposed else (hidden, d_logits)
             d_kernel = _times(product(left, right, 0, 0), unit).astype(plan.accumulate)
         d_weights = _counted(chunk, losses) if want_tokens.weights else None

@@ -162,9 +162,8 @@ def linear_cross_entropy(
     tokens = math.prod(h.shape[:-1]) // (1 if layout.mesh is None else layout.devices(layout.tokens))
     written_out = _written_out(q)
     visited = layout if written_out else layout.visited(h.shape[:-1], num_classes, class_axis)
-    if plan == "auto" and visited is not layout:
-        plan = "tokens"
-    taken = chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=written_out or summed)
+    written_out, is_visited = written_out or summed, visited is not layout
+    taken = chosen(plan, tokens, num_classes, k.dtype, adds_up_in, written_out=written_out, visited=is_visited)
     options = Options(
         taken,
         return_parts,

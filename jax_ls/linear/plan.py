@@ -18,7 +18,14 @@ MANY_CLASSES = {"narrow": 2, "wide": 32}
 
 
 def chosen(
-    plan: Plan, tokens: int, classes: int, kernel: DTypeLike, accumulate: DTypeLike, *, written_out: bool
+    plan: Plan,
+    tokens: int,
+    classes: int,
+    kernel: DTypeLike,
+    accumulate: DTypeLike,
+    *,
+    written_out: bool,
+    visited: bool = False,
 ) -> str:
     """Returns "tokens" or "classes".
 
@@ -26,7 +33,7 @@ def chosen(
     `accumulate`, and half as many for the logits of a chunk. Class blocks hold D·N for the gradient of `hidden` and
     half as many for the logits of a block, and take a fourth product. So they are chosen for a target that is not
     written out for each token and K ≥ 2 N if the kernel is narrow; else, since chunks then hold their logits alone,
-    K ≥ 32 N.
+    K ≥ 32 N. Not where token chunks gather the tokens, `visited`, and so hold a part of the kernel's gradient alone.
     """
     checks.check_option("plan", plan, ("auto", "tokens", "classes"))
     if plan != "auto":
@@ -36,7 +43,7 @@ def chosen(
         return "tokens"
     narrow = jnp.dtype(kernel).itemsize < jnp.dtype(accumulate).itemsize
     many = classes >= MANY_CLASSES["narrow" if narrow else "wide"] * tokens
-    return "classes" if many and not written_out else "tokens"
+    return "classes" if many and not written_out and not visited else "tokens"
 
 
 def chunk_count(tokens: int, features: int, classes: int, chunk_size: int | None, visitors: int = 1) -> int:
